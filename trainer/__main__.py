@@ -1,0 +1,131 @@
+"""python -m trainer: run a specification, export a run, list the methods."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from trainer.config import TrainingSpec, problems
+from trainer.errors import SpecError, TrainerError, classify
+from trainer.events import EventLog, Failed
+from trainer.methodconfig import METHOD_CONFIGS
+from trainer.process import become_torchrun, die_with_parent, free_port
+from trainer.rundir import RunDir
+
+# Set by whoever starts a trainer and wants it to end with it: the starter's process id.
+PARENT = "STIEFEL_PARENT_PID"
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    try:
+        return int(arguments.command(arguments))
+    except TrainerError as error:
+        if error.__cause__ is not None and error.name == "unknown":
+            traceback.print_exception(error.__cause__)
+        print(f"{error.name}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def run(arguments: argparse.Namespace) -> int:
+    rundir = RunDir(arguments.rundir)
+    spec = _read_spec(rundir)
+    _end_with_parent()
+    if "RANK" not in os.environ:
+        if spec.resources.processes > 1:
+            become_torchrun(rundir.root, spec.resources.processes)
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ["MASTER_PORT"] = str(free_port())
+    log = EventLog(rundir.events)
+    try:
+        # Only now, so that a wrong spec is told within a blink and torchrun's parent stays small.
+        from trainer.train import distributed, train
+
+        with distributed():
+            train(spec, rundir, log.write)
+    except Exception as error:
+        leaf = classify(error)
+        rank = int(os.environ["RANK"])
+        log.write(
+            Failed(step=log.last_step, reason=leaf.name, message=str(leaf), retryable=leaf.retryable, rank=rank)
+        )
+        raise leaf from error
+    finally:
+        log.close()
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    rundir = RunDir(arguments.rundir)
+    _read_spec(rundir)
+    from trainer.export import export as write
+
+    step = write(rundir, Path(arguments.out))
+    answer = {"step": step, "path": str(Path(arguments.out).resolve())}
+    print(json.dumps(answer) if arguments.json else f"step {step} → {answer['path']}")
+    return 0
+
+
+def methods(arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        print(json.dumps({name: config.model_json_schema() for name, config in METHOD_CONFIGS.items()}, indent=1))
+    else:
+        for name, config in METHOD_CONFIGS.items():
+            print(f"{name:10} {config.summary}\n{'':10} {config.paper}")
+    return 0
+
+
+def _read_spec(rundir: RunDir) -> TrainingSpec:
+    try:
+        return TrainingSpec.model_validate_json(rundir.spec.read_text())
+    except OSError as error:
+        raise SpecError(f"{rundir.spec} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        lines = "".join(f"\n  {field}: {message}" for field, message in problems(error))
+        raise SpecError(f"{rundir.spec} is refused:{lines}") from error
+
+
+def _end_with_parent() -> None:
+    if "RANK" in os.environ:
+        # A rank under torchrun: its launcher was killed, so nobody is left who could restart or collect it.
+        die_with_parent(signal.SIGKILL, os.getppid())
+    elif parent := os.environ.get(PARENT):
+        # Under a supervisor that was killed: end as on a stop request, with a checkpoint.
+        die_with_parent(signal.SIGTERM, int(parent))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "run",
+        help="train RUNDIR/spec.json, resuming from RUNDIR/checkpoints",
+        epilog="example: mkdir run && cp examples/galore.json run/spec.json && python -m trainer run run",
+    )
+    command.add_argument("rundir", metavar="RUNDIR")
+    command.set_defaults(command=run)
+
+    command = commands.add_parser(
+        "export",
+        help="write the newest checkpoint as a Hugging Face model directory",
+        epilog="example: python -m trainer export run merged",
+    )
+    command.add_argument("rundir", metavar="RUNDIR")
+    command.add_argument("out", metavar="OUT")
+    command.add_argument("--json", action="store_true", help="print the answer as JSON")
+    command.set_defaults(command=export)
+
+    command = commands.add_parser("methods", help="list the methods", epilog="example: python -m trainer methods --json")
+    command.add_argument("--json", action="store_true", help="print each method's JSON Schema")
+    command.set_defaults(command=methods)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

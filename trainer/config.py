@@ -1,0 +1,275 @@
+"""TrainingSpec: everything that defines a run. Imports no torch, touches no file.
+
+Parsing a spec also resolves it: every default that depends on another field is filled in, so that what is stored and
+echoed says exactly what is trained. What can only be known by looking at files is checked by `trainer.preflight`.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from trainer.methodconfig import LowRankSettings, MethodConfig
+from trainer.presets import PRESETS, Shape
+
+
+def refuse(field: str, message: str) -> PydanticCustomError:
+    """An error about a combination of fields, to be raised in a validator; `field` is the one to change."""
+    return PydanticCustomError("refused", "{message}", {"field": field, "message": message})
+
+
+def problems(error: ValidationError) -> list[tuple[str, str]]:
+    """(field, message) for each line of a pydantic error, with the value that was given."""
+    found = []
+    for line in error.errors(include_url=False):
+        if line["type"] == "refused":
+            found.append((line["ctx"]["field"], line["msg"]))
+            continue
+        # A tagged union puts the tag into the location: method.galore.rank is, to the user, method.rank.
+        path = [str(part) for part in line["loc"]]
+        if len(path) > 1 and path[0] in ("method", "dataset", "model"):
+            del path[1]
+        given = line.get("input")
+        shown = f" (got {given!r})" if isinstance(given, str | int | float | bool | None) else ""
+        found.append((".".join(path), f"{line['msg']}{shown}"))
+    return found
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ------------------------------------------------------------------------------------------------------------- model
+
+
+class PresetModel(_Strict):
+    """A LLaMA of a named size, initialised from the seed."""
+
+    preset: str = Field(description="one of: " + ", ".join(PRESETS))
+    vocabulary: int | None = Field(default=None, ge=2, description="embedding rows; default: the tokeniser's size")
+
+    @field_validator("preset")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in PRESETS:
+            raise refuse("model.preset", f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+        return name
+
+
+class DirectoryModel(_Strict):
+    """A Hugging Face model directory on the trainer's file system."""
+
+    path: str = Field(description="directory with config.json (and weights, unless weights is 'random')")
+    weights: Literal["pretrained", "random"] = Field(default="pretrained", description="load weights, or start anew")
+
+
+class HubModel(_Strict):
+    """A model of the Hugging Face hub, fetched by the trainer."""
+
+    hub: str = Field(description="repository id, such as meta-llama/Llama-3.2-1B")
+    revision: str = "main"
+    weights: Literal["pretrained", "random"] = Field(default="pretrained", description="load weights, or start anew")
+
+
+
+def _kind_of_model(model: Any) -> str | None:
+    """Which key says what the model is. None, and so an error, when not exactly one does."""
+    kinds = ("preset", "path", "hub")
+    named = [k for k in kinds if (k in model if isinstance(model, dict) else hasattr(model, k))]
+    return named[0] if len(named) == 1 else None
+
+
+ModelSpec = Annotated[
+    Annotated[PresetModel, Tag("preset")] | Annotated[DirectoryModel, Tag("path")] | Annotated[HubModel, Tag("hub")],
+    Discriminator(
+        _kind_of_model,
+        custom_error_type="model_kind",
+        custom_error_message="a model takes exactly one of preset, path, hub",
+    ),
+]
+
+# ----------------------------------------------------------------------------------------------------------- dataset
+
+
+class _Dataset(_Strict):
+    sequence_length: int = Field(default=256, ge=2, le=1_048_576, description="tokens in one packed sequence")
+    validation_fraction: float = Field(
+        default=0.01, ge=0, lt=1, description="share of the token stream, taken from its end, that is held out"
+    )
+
+
+class StdlibDataset(_Dataset):
+    """The source files of the Python standard library: real text that every machine has."""
+
+    source: Literal["python-stdlib"] = "python-stdlib"
+
+
+class TextDataset(_Dataset):
+    """Plain text files, one document a file."""
+
+    source: Literal["text"] = "text"
+    files: tuple[str, ...] = Field(min_length=1, description="paths or globs")
+
+
+class JsonlDataset(_Dataset):
+    """JSON lines, one document a line."""
+
+    source: Literal["jsonl"] = "jsonl"
+    files: tuple[str, ...] = Field(min_length=1, description="paths or globs")
+    field: str = Field(default="text", description="the key that holds the text")
+
+
+class HubDataset(_Dataset):
+    """A dataset of the Hugging Face hub, or any path that `datasets.load_dataset` takes."""
+
+    source: Literal["hub"] = "hub"
+    name: str = Field(description="as in datasets.load_dataset(name, configuration, split=split)")
+    configuration: str | None = None
+    split: str = "train"
+    field: str = Field(default="text", description="the column that holds the text")
+    documents: int | None = Field(default=None, ge=1, description="read at most this many documents")
+
+
+DatasetSpec = Annotated[StdlibDataset | TextDataset | JsonlDataset | HubDataset, Field(discriminator="source")]
+
+# ------------------------------------------------------------------------------------------------------ optimisation
+
+
+class Optimisation(_Strict):
+    """How long, how large, how fast. Batches are counted in sequences."""
+
+    steps: int | None = Field(default=None, ge=1, description="optimizer steps; give steps or tokens")
+    tokens: int | None = Field(default=None, ge=1, description="training tokens; rounded up to whole steps")
+    global_batch: int = Field(default=16, ge=1, description="sequences in one step, over all ranks")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="sequences of one rank in one forward pass; default: global_batch / processes"
+    )
+    learning_rate: float | None = Field(default=None, gt=0, le=10, description="η at its peak; default: the method's")
+    warmup_steps: int | None = Field(default=None, ge=0, description="linear warm-up; default: a tenth of the steps")
+    final_rate_ratio: float = Field(default=0.1, ge=0, le=1, description="cosine decay ends at this share of η")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's β, as in torch")
+    epsilon: float = Field(default=1e-8, gt=0, description="Adam's ε")
+    weight_decay: float = Field(default=0.0, ge=0, lt=1, description="decoupled; applies to matrices, not to norms")
+    clip_norm: float = Field(default=0.0, ge=0, description="largest norm of the trained gradients; 0: no clipping")
+    dtype: Literal["fp32", "bf16"] = Field(default="fp32", description="of weights and activations")
+    activation_checkpointing: bool = False
+    evaluate_every: int | None = Field(default=None, ge=1, description="steps; default: a tenth of the run")
+    evaluation_sequences: int = Field(default=128, ge=1, description="at most this many held-out sequences")
+    checkpoint_every: int | None = Field(default=None, ge=1, description="steps; default: a tenth of the run")
+    keep_checkpoints: int = Field(default=2, ge=1, description="complete checkpoints that are kept")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, data order and random bases")
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_in_range(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise refuse("optimisation.betas", f"betas {betas} must both lie in [0, 1)")
+        return betas
+
+
+class DeepSpeedSpec(_Strict):
+    """What DeepSpeed shards and where it keeps it."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="0: nothing sharded … 3: parameters too")
+    offload: Literal["none", "cpu"] = Field(default="none", description="cpu: optimizer state in host memory")
+
+
+class Resources(_Strict):
+    processes: int = Field(default=1, ge=1, le=1024, description="ranks on one host: one per GPU, or CPU processes")
+
+
+# --------------------------------------------------------------------------------------------------------- the whole
+
+
+class TrainingSpec(_Strict):
+    """A run, fully resolved once parsed."""
+
+    task: Literal["pretrain"] = "pretrain"
+    model: ModelSpec
+    dataset: DatasetSpec
+    tokenizer: str = Field(default="bytes", description="'bytes', a directory, or a hub id")
+    method: MethodConfig
+    optimisation: Optimisation
+    deepspeed: DeepSpeedSpec = DeepSpeedSpec()
+    resources: Resources = Resources()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, data: Any) -> Any:
+        """A preset, a source or a method may be named by a string alone."""
+        if not isinstance(data, dict):
+            return data
+        short = {"model": "preset", "dataset": "source", "method": "name"}
+        return {k: {short[k]: v} if k in short and isinstance(v, str) else v for k, v in data.items()}
+
+    @model_validator(mode="after")
+    def _resolve(self) -> "TrainingSpec":
+        resolved = _resolve_optimisation(self)
+        # Frozen models are rebuilt, not changed; this is the one place that does it in place, before anyone sees it.
+        object.__setattr__(self, "optimisation", resolved)
+        if resolved.dtype == "bf16" and self.deepspeed.zero_stage == 0:
+            raise refuse(
+                "deepspeed.zero_stage",
+                "zero_stage 0 with dtype bf16 keeps no fp32 master weights that a switch could reset; "
+                "use zero_stage 1, 2 or 3, or dtype fp32",
+            )
+        if self.deepspeed.offload == "cpu" and self.deepspeed.zero_stage == 0:
+            raise refuse("deepspeed.offload", "offload cpu needs zero_stage 1, 2 or 3; stage 0 has nothing to offload")
+        if isinstance(self.model, PresetModel):
+            check_rank(self.method, PRESETS[self.model.preset], self.model.preset)
+        return self
+
+
+def check_rank(method: MethodConfig, shape: Shape, model: str) -> None:
+    """Refuse a rank that a target matrix does not have."""
+    if not isinstance(method, LowRankSettings):
+        return
+    for name, (rows, columns) in shape.target_sides().items():
+        if name in method.targets and method.rank > min(rows, columns):
+            raise refuse(
+                "method.rank",
+                f"rank {method.rank} is above the smallest side of {name} in {model} ({rows}×{columns}); "
+                f"choose at most {min(rows, columns)}, or leave {name} out of method.targets",
+            )
+
+
+def _resolve_optimisation(spec: TrainingSpec) -> Optimisation:
+    given, processes, length = spec.optimisation, spec.resources.processes, spec.dataset.sequence_length
+
+    if given.global_batch % processes:
+        raise refuse(
+            "optimisation.global_batch",
+            f"global_batch {given.global_batch} does not divide by resources.processes {processes}",
+        )
+    micro = given.micro_batch or given.global_batch // processes
+    if given.global_batch % (micro * processes):
+        raise refuse(
+            "optimisation.micro_batch",
+            f"global_batch {given.global_batch} does not divide by micro_batch {micro} × processes {processes}",
+        )
+
+    per_step = given.global_batch * length
+    if given.steps is None and given.tokens is None:
+        raise refuse("optimisation.steps", "give the length of the run: optimisation.steps or optimisation.tokens")
+    steps = given.steps if given.steps is not None else math.ceil((given.tokens or 0) / per_step)
+    if given.tokens is not None and math.ceil(given.tokens / per_step) != steps:
+        raise refuse(
+            "optimisation.tokens",
+            f"tokens {given.tokens} and steps {steps} disagree: a step has {per_step} tokens; give one of the two",
+        )
+    warmup = given.warmup_steps if given.warmup_steps is not None else steps // 10
+    if warmup > steps:
+        raise refuse("optimisation.warmup_steps", f"warmup_steps {warmup} is above steps {steps}")
+    tenth = max(1, steps // 10)
+    return given.model_copy(
+        update={
+            "steps": steps,
+            "tokens": steps * per_step,
+            "micro_batch": micro,
+            "learning_rate": given.learning_rate or spec.method.default_learning_rate,
+            "warmup_steps": warmup,
+            "evaluate_every": given.evaluate_every or tenth,
+            "checkpoint_every": given.checkpoint_every or tenth,
+        }
+    )

@@ -1,0 +1,99 @@
+"""Documents of a dataset, one string at a time. Imports no torch; the hub's library only for hub datasets."""
+
+import glob
+import hashlib
+import json
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainer.config import DatasetSpec, HubDataset, JsonlDataset, StdlibDataset, TextDataset
+from trainer.errors import DataError
+
+
+def find_files(patterns: tuple[str, ...]) -> list[Path]:
+    """Files of paths and globs, sorted within each pattern. Raises DataError for one that matches nothing."""
+    found: list[Path] = []
+    for pattern in patterns:
+        matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True) if Path(match).is_file())
+        if not matches:
+            raise DataError(f"dataset.files: nothing matches {pattern!r}; give a file or a glob that the trainer sees")
+        found += matches
+    return list(dict.fromkeys(found))
+
+
+def stdlib_files() -> list[Path]:
+    """Python's own library without its tests, in an order that depends on the names alone but mixes the packages."""
+    root = Path(sysconfig.get_path("stdlib"))
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    files = [file for file in root.rglob("*.py") if not skipped & set(file.relative_to(root).parts)]
+    return sorted(files, key=lambda file: hashlib.sha256(str(file.relative_to(root)).encode()).digest())
+
+
+def documents(dataset: DatasetSpec) -> Iterator[str]:
+    """Every document, in a fixed order. Raises DataError that names the file and the line."""
+    if isinstance(dataset, StdlibDataset):
+        # A handful of library files are kept in other encodings on purpose; they are no use as text.
+        yield from (text for text in map(_text_or_none, stdlib_files()) if text)
+    elif isinstance(dataset, TextDataset):
+        yield from (_text(file) for file in find_files(dataset.files))
+    elif isinstance(dataset, JsonlDataset):
+        for file in find_files(dataset.files):
+            yield from _json_lines(file, dataset.field)
+    else:
+        yield from _hub(dataset)
+
+
+def _text_or_none(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"dataset.files: {file} is not UTF-8 at byte {error.start}; convert it first") from error
+    except OSError as error:
+        raise DataError(f"dataset.files: {file} cannot be read: {error.strerror}") from error
+
+
+def _json_lines(file: Path, field: str) -> Iterator[str]:
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _field_of(line, field, f"{file}, line {number}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"dataset.files: {file} cannot be read as UTF-8 text: {error}") from error
+
+
+def _field_of(line: str, field: str, where: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"dataset.files: {where} is not JSON: {error.msg} at column {error.colno}") from error
+    value = record.get(field) if isinstance(record, dict) else None
+    if not isinstance(value, str):
+        keys = sorted(record) if isinstance(record, dict) else type(record).__name__
+        raise DataError(f"dataset.field: {where} has no text under {field!r}; it has {keys}")
+    return value
+
+
+def _hub(dataset: HubDataset) -> Iterator[str]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(dataset.name, dataset.configuration, split=dataset.split, streaming=True)
+        if dataset.documents is not None:
+            rows = rows.take(dataset.documents)
+        for number, row in enumerate(rows):
+            if not isinstance(row.get(dataset.field), str):
+                raise DataError(f"dataset.field: row {number} has no text under {dataset.field!r}; it has {sorted(row)}")
+            yield row[dataset.field]
+    except DataError:
+        raise
+    except Exception as error:  # the library raises a dozen unrelated types for "not found" and "not reachable"
+        raise DataError(f"dataset.name: {dataset.name!r} cannot be loaded: {error}") from error

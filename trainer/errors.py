@@ -1,0 +1,63 @@
+"""What can end a run, as an exception tree: one class, one name and one exit code per leaf.
+
+    TrainerError
+    ├── SpecError         the specification is wrong, or cannot be met on this machine
+    ├── DataError         the dataset is missing, unreadable or too short
+    ├── CheckpointError   a checkpoint is missing, incomplete or damaged
+    ├── DivergenceError   the loss or the gradient is no longer a number
+    └── OutOfMemoryError  the device or the host has no memory left
+
+Everything else is `Unknown`. The name travels in the `failed` event and decides whether a retry makes sense.
+"""
+
+
+class TrainerError(Exception):
+    """Root of the tree. `name` goes into events, `exit_code` to the shell, `retryable` to whoever schedules."""
+
+    name = "unknown"
+    exit_code = 1
+    retryable = True
+
+
+class SpecError(TrainerError):
+    name = "bad_configuration"
+    exit_code = 64
+    retryable = False
+
+
+class DataError(TrainerError):
+    name = "bad_data"
+    exit_code = 65
+    retryable = False
+
+
+class CheckpointError(TrainerError):
+    name = "bad_checkpoint"
+    exit_code = 66
+    retryable = False
+
+
+class DivergenceError(TrainerError):
+    name = "divergence"
+    exit_code = 67
+    retryable = False
+
+
+class OutOfMemoryError(TrainerError):
+    name = "out_of_memory"
+    exit_code = 68
+    retryable = False
+
+
+def classify(error: BaseException) -> TrainerError:
+    """The leaf that an arbitrary exception belongs to; the original stays its cause."""
+    if isinstance(error, TrainerError):
+        return error
+    text = f"{type(error).__name__}: {error}"
+    # torch raises its own OutOfMemoryError on a device and a plain RuntimeError ("can't allocate memory") on the host.
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in text:
+        leaf: TrainerError = OutOfMemoryError(f"{text}. Use a smaller micro_batch, a higher ZeRO stage, or offload.")
+    else:
+        leaf = TrainerError(text)
+    leaf.__cause__ = error
+    return leaf

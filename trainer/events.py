@@ -1,0 +1,153 @@
+"""What a run reports: one JSON line each in events.jsonl. Imports no torch.
+
+Seconds are wall-clock, bytes are bytes, `at` is Unix time, `step` counts finished optimizer steps (the first is 1).
+"""
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    at: float = Field(default_factory=time.time)
+    step: int
+
+
+class Preparing(_Event):
+    """Before the first step: what the trainer is busy with. `done` of `total`, where a total is known."""
+
+    type: Literal["preparing"] = "preparing"
+    what: str
+    done: int | None = None
+    total: int | None = None
+
+
+class Started(_Event):
+    """Training begins after `step`, which is 0 or the step of the checkpoint that was resumed."""
+
+    type: Literal["started"] = "started"
+    steps: int
+    processes: int
+    device: str
+    parameters: int = Field(description="of the model as exported")
+    trained_parameters: int
+    optimizer_state_bytes: int = Field(description="moments held by all ranks together, counted on live tensors")
+    full_adamw_state_bytes: int = Field(description="what AdamW's two moments of every parameter would take")
+    tokens_per_step: int
+    training_tokens: int = Field(description="tokens in the training part of the dataset")
+
+
+class Step(_Event):
+    type: Literal["step"] = "step"
+    loss: float = Field(description="mean over the global batch, before the update")
+    learning_rate: float
+    gradient_norm: float = Field(description="of the trained parameters, before clipping")
+    tokens: int = Field(description="trained on so far")
+    seconds: float = Field(description="of this step, switch included")
+    projection_seconds: float = Field(description="of this step's switch; 0 where there was none")
+    tokens_per_second: float
+    peak_device_bytes: int | None = Field(description="largest of the ranks; null without an accelerator")
+    peak_host_bytes: int = Field(description="resident, largest of the ranks")
+
+
+class Switched(_Event):
+    """New subspaces, before the update of `step`."""
+
+    type: Literal["switched"] = "switched"
+    seconds: float
+    energy_kept: float | None = Field(description="mean share of the gradient's squared norm inside the new basis")
+    fallbacks: int = Field(description="matrices that kept their old basis: gradient not finite, or no SVD")
+
+
+class Evaluated(_Event):
+    type: Literal["evaluated"] = "evaluated"
+    loss: float
+    perplexity: float
+    sequences: int
+    seconds: float
+
+
+class Checkpointed(_Event):
+    type: Literal["checkpointed"] = "checkpointed"
+    path: str
+    bytes: int
+    seconds: float
+
+
+class Stopped(_Event):
+    """Ended on request, with a checkpoint of `step`."""
+
+    type: Literal["stopped"] = "stopped"
+
+
+class Finished(_Event):
+    type: Literal["finished"] = "finished"
+    seconds: float = Field(description="of this attempt")
+
+
+class Failed(_Event):
+    type: Literal["failed"] = "failed"
+    reason: str = Field(description="name of a leaf in trainer.errors")
+    message: str
+    retryable: bool
+    rank: int
+
+
+Event = Annotated[
+    Preparing | Started | Step | Switched | Evaluated | Checkpointed | Stopped | Finished | Failed,
+    Field(discriminator="type"),
+]
+_ANY: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def parse(line: str | bytes) -> Event:
+    """One line of events.jsonl. Raises pydantic.ValidationError on anything else."""
+    return _ANY.validate_json(line)
+
+
+class EventLog:
+    """Appends events. Each line is one write to a file opened for appending, so ranks do not tear each other's lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.last_step = 0
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, event: Event) -> None:
+        self.last_step = event.step
+        os.write(self._descriptor, event.model_dump_json().encode() + b"\n")
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def read_from(path: Path, offset: int) -> tuple[list[tuple[int, Event]], int]:
+    """Whole lines after byte `offset`, each with the offset behind it, and the offset behind the last whole line.
+
+    A line still being written is left for the next call; a missing file reads as empty.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            block = file.read()
+    except FileNotFoundError:
+        return [], offset
+    found = []
+    for line in _whole_lines(block):
+        offset += len(line)
+        found.append((offset, parse(line)))
+    return found, offset
+
+
+def _whole_lines(block: bytes) -> Iterator[bytes]:
+    return (line for line in block.splitlines(keepends=True) if line.endswith(b"\n"))
+
+
+def read(path: Path) -> Iterable[Event]:
+    """Every event of a finished or running run."""
+    return [event for _, event in read_from(path, 0)[0]]

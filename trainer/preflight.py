@@ -1,0 +1,64 @@
+"""What can be known of a spec by looking at this machine's files, before anything is queued. Imports no torch.
+
+For a service that shares its file system with the trainers; a trainer makes the same checks again when it starts.
+"""
+
+from pathlib import Path
+
+from trainer.config import (
+    DirectoryModel,
+    HubDataset,
+    StdlibDataset,
+    TrainingSpec,
+    check_rank,
+)
+from trainer.documents import find_files, stdlib_files
+from trainer.errors import DataError, SpecError
+from trainer.presets import shape_of_directory
+
+
+def preflight(spec: TrainingSpec) -> None:
+    """Raises SpecError or DataError whose message begins with the field, a colon, and what to do."""
+    _check_dataset(spec)
+    if isinstance(spec.model, DirectoryModel):
+        _check_model(spec, Path(spec.model.path))
+    if spec.tokenizer != "bytes" and spec.tokenizer.startswith(("/", ".")) and not Path(spec.tokenizer).is_dir():
+        raise SpecError(f"tokenizer: there is no directory {spec.tokenizer!r}")
+
+
+def _check_dataset(spec: TrainingSpec) -> None:
+    dataset = spec.dataset
+    if isinstance(dataset, HubDataset):
+        return
+    files = stdlib_files() if isinstance(dataset, StdlibDataset) else find_files(dataset.files)
+    # No tokeniser makes more tokens than there are bytes, but for the mark at the end of each document; the
+    # documents of a JSONL file hold fewer characters than the file.
+    at_most = sum(file.stat().st_size for file in files) + len(files)
+    check_length(at_most, spec)
+
+
+def check_length(tokens: int, spec: TrainingSpec) -> tuple[int, int]:
+    """(training, validation) sequences in a stream of `tokens`; DataError where one of them has none.
+
+    The validation part is the end of the stream, whole sequences, at least one unless its fraction is 0.
+    """
+    length, fraction = spec.dataset.sequence_length, spec.dataset.validation_fraction
+    sequences = tokens // length
+    validation = max(1, round(sequences * fraction)) if fraction > 0 else 0
+    training = sequences - validation
+    if training < 1:
+        need = (1 + (fraction > 0)) * length
+        raise DataError(
+            f"dataset.sequence_length: the dataset has at most {tokens} tokens; one training"
+            f"{' and one validation' if fraction > 0 else ''} sequence of {length} need {need}; "
+            "give more text or a shorter sequence_length"
+        )
+    return training, validation
+
+
+def _check_model(spec: TrainingSpec, path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise SpecError(f"model.path: {str(path)!r} holds no config.json; give a Hugging Face model directory")
+    shape = shape_of_directory(path)
+    if shape is not None:
+        check_rank(spec.method, shape, str(path))

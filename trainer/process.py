@@ -1,0 +1,43 @@
+"""Of processes: ending with one's parent, and starting one process per rank. Imports no torch."""
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(number: signal.Signals, parent: int) -> None:
+    """Ask Linux to send `number` to this process when `parent` ends; exit at once if it is gone already.
+
+    Elsewhere than on Linux there is no such request, and this does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number)) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        sys.exit(f"the parent process {parent} is gone")
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def become_torchrun(run_directory: Path, processes: int) -> None:
+    """Replace this process by torchrun with one child per rank, each of which runs this trainer again."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nproc-per-node", str(processes), "--master-addr", "127.0.0.1", "--master-port", str(free_port())),
+        *("-m", "trainer", "run", str(run_directory)),
+    ]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, command)

@@ -1,0 +1,34 @@
+"""The names inside a run directory: all that the trainer and whoever started it have in common. Imports no torch.
+
+    RUNDIR/
+      spec.json                   what to train (TrainingSpec), written before the start
+      events.jsonl                what happened, one event a line, appended by the trainer
+      stop                        a request: present means "checkpoint and end at the next step boundary"
+      log.txt                     standard output and error of the processes
+      data/                       the tokenised dataset
+      tokenizer/                  the tokeniser, as a Hugging Face directory
+      checkpoints/step-00000200/  complete once COMPLETE is in it
+"""
+
+from pathlib import Path
+
+COMPLETE = "COMPLETE"
+
+
+class RunDir:
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.spec = self.root / "spec.json"
+        self.events = self.root / "events.jsonl"
+        self.stop = self.root / "stop"
+        self.log = self.root / "log.txt"
+        self.data = self.root / "data"
+        self.tokenizer = self.root / "tokenizer"
+        self.checkpoints = self.root / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
+    def complete_checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first. A directory without its marker does not count."""
+        return sorted(marker.parent for marker in self.checkpoints.glob(f"step-*/{COMPLETE}"))

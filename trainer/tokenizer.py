@@ -1,0 +1,50 @@
+"""The tokeniser of a spec: bytes, or any Hugging Face tokeniser."""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from trainer.errors import SpecError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """`bytes`, a directory, or a hub id. Raises SpecError when it cannot be loaded."""
+    if name == "bytes":
+        return byte_tokenizer()
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise SpecError(f"tokenizer: {name!r} cannot be loaded: {error}") from error
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Token id = byte value, and 256 ends a document: a real Hugging Face tokeniser, so that exports carry it."""
+    alphabet = _byte_alphabet()
+    tokenizer = Tokenizer(models.BPE(vocab={alphabet[byte]: byte for byte in range(256)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+    fast.add_special_tokens({"eos_token": END_OF_TEXT})
+    return fast
+
+
+def _byte_alphabet() -> list[str]:
+    """The printable character that byte-level BPE writes for each byte (Radford et al. 2019).
+
+    Bytes that are printable in Latin-1 stand for themselves, the others for U+0100 and what follows, in order.
+    """
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def is_bytes(tokenizer_name: str) -> bool:
+    return tokenizer_name == "bytes"
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    tokenizer.save_pretrained(directory)

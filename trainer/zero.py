@@ -1,0 +1,186 @@
+"""Whole values out of, and into, an engine that shards them: the same five verbs at every ZeRO stage.
+
+Everything is addressed by parameter and by part: its value, or one of the optimizer's moments. A rank holds a
+*fragment* of each, a run of the flattened whole. Reading puts fragments together and is collective: every rank must
+call it for the same parameter in the same order. Writing is local: every rank is given the same whole value and
+copies its own run out of it, so no rank waits for another.
+
+The traps that live here, so that nobody else meets them (DeepSpeed 0.19):
+- `safe_set_full_fp32_param` does nothing at stage 0, and at stages 1 and 2 writes the fp32 master only; what the next
+  forward pass reads is another copy. `write` sets both.
+- Before the first step there is no optimizer state, and asking for it makes the owning rank raise while the others
+  wait. `create_state` makes it right after the engine.
+- At stage 3 the full-value functions need a size that divides by the number of ranks; only the local ones pad.
+- At stage 3 a small parameter is *persisted*: a full copy stays beside the shard and must be written too.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from deepspeed.utils import (
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor
+from torch.nn import Parameter
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def shape_of(parameter: Parameter) -> torch.Size:
+    """The whole's shape, also where stage 3 has left an empty tensor in its place."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+class Shards:
+    """The one way to the values of an engine."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._stage: int = engine.zero_optimization_stage()
+        self._world = dist.get_world_size()
+        self._rank = dist.get_rank()
+        self._create_state()
+
+    # ------------------------------------------------------------------------------------------------- read, write
+
+    def read(self, parameter: Parameter) -> Tensor:
+        """The whole value: of a trained parameter the fp32 master, of a frozen one what the forward pass uses.
+
+        Collective. The result is a copy on the engine's device.
+        """
+        if self._stage == 3:
+            if parameter.requires_grad:
+                return self._gather(parameter, safe_get_local_fp32_param(parameter))
+            return self._gather(parameter, parameter.ds_tensor)
+        if self._stage == 0 or not parameter.requires_grad:
+            return parameter.detach().clone()
+        return self._sum_fragments(parameter, self._fragment(parameter, None))
+
+    def write(self, parameter: Parameter, value: Tensor) -> None:
+        """Set the whole value, master and forward copy alike. `value` must be equal on all ranks."""
+        flat = value.detach().reshape(-1)
+        if self._stage == 3:
+            mine = self._own_part(parameter, flat)
+            parameter.ds_tensor.data.copy_(mine)
+            if parameter.ds_status == ZeroParamStatus.AVAILABLE:
+                parameter.data.copy_(value)
+            if parameter.requires_grad:
+                safe_set_local_fp32_param(parameter, mine.float())
+            return
+        parameter.data.copy_(value)
+        if self._stage > 0 and parameter.requires_grad and (found := self._fragment(parameter, None)):
+            start, fragment = found
+            fragment.copy_(flat[start : start + fragment.numel()])
+
+    def read_moment(self, parameter: Parameter, key: str) -> Tensor:
+        """One of Adam's moments, whole, fp32. Collective."""
+        if self._stage == 3:
+            return self._gather(parameter, safe_get_local_optimizer_state(parameter, key))
+        if self._stage == 0:
+            return self._engine.optimizer.state[parameter][key].clone()
+        return self._sum_fragments(parameter, self._fragment(parameter, key))
+
+    def write_moment(self, parameter: Parameter, key: str, value: Tensor) -> None:
+        """Set one of Adam's moments. `value` must be equal on all ranks."""
+        flat = value.detach().reshape(-1)
+        if self._stage == 3:
+            safe_set_local_optimizer_state(parameter, self._own_part(parameter, flat).float(), key)
+        elif self._stage == 0:
+            self._engine.optimizer.state[parameter][key].copy_(value)
+        elif found := self._fragment(parameter, key):
+            start, fragment = found
+            fragment.copy_(flat[start : start + fragment.numel()])
+
+    # ------------------------------------------------------------------------------------------------ the optimizer
+
+    @property
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return self._engine.optimizer.param_groups
+
+    def set_adam_step(self, step: int) -> None:
+        """The count that Adam's bias correction uses."""
+        for state in self._states():
+            state["step"].fill_(step)
+
+    def state_bytes(self) -> int:
+        """Bytes of moments that all ranks hold together, counted on live tensors. Collective."""
+        mine = sum(state[key].numel() * state[key].element_size() for state in self._states() for key in MOMENTS)
+        total = torch.tensor(mine, dtype=torch.int64, device=self._engine.device)
+        dist.all_reduce(total)
+        return int(total)
+
+    def gradient_norm(self) -> float:
+        """Norm of the whole gradient of the trained parameters, before clipping.
+
+        At stage 0 to be asked before the step, which frees the gradients; at the others after it, which computes it.
+        """
+        if self._stage > 0:
+            return float(self._engine.get_global_grad_norm())
+        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    @property
+    def norm_is_known_before_step(self) -> bool:
+        return self._stage == 0
+
+    # ------------------------------------------------------------------------------------------------------ private
+
+    def _inner(self) -> torch.optim.Optimizer:
+        """The torch optimizer inside DeepSpeed's, which is itself at stage 0."""
+        return self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
+
+    def _masters(self) -> list[Tensor]:
+        """The tensors that the torch optimizer steps: parameters, or flat shards of many."""
+        optimizer = self._engine.optimizer
+        if self._stage == 0:
+            return [p for group in optimizer.param_groups for p in group["params"]]
+        return optimizer.fp32_partitioned_groups_flat if self._stage == 3 else optimizer.single_partition_of_fp32_groups
+
+    def _states(self) -> list[dict[str, Tensor]]:
+        state = self._inner().state
+        return [state[master] for master in self._masters()]
+
+    def _create_state(self) -> None:
+        """What torch's Adam would create at its first step, so that it can be read and written from the start."""
+        state = self._inner().state
+        for master in self._masters():
+            state[master] = {
+                "step": torch.tensor(0.0),
+                **{key: torch.zeros_like(master, memory_format=torch.preserve_format) for key in MOMENTS},
+            }
+        if self._stage in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _fragment(self, parameter: Parameter, key: str | None) -> tuple[int, Tensor] | None:
+        """Stages 1 and 2: (start in the flattened whole, view of this rank's run), or None where it has no part."""
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed
+        if mapping is None:
+            return None
+        return mapping.lp_fragment_address.start, mapping.get_hp_fragment(key).detach().view(-1)
+
+    def _sum_fragments(self, parameter: Parameter, found: tuple[int, Tensor] | None) -> Tensor:
+        whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=self._engine.device)
+        if found:
+            start, fragment = found
+            whole[start : start + fragment.numel()] = fragment.to(whole.device)
+        dist.all_reduce(whole)
+        return whole.view(parameter.shape)
+
+    def _gather(self, parameter: Parameter, shard: Tensor) -> Tensor:
+        """Stage 3: the whole from equal shards, the last of them padded."""
+        mine = shard.detach().reshape(-1).to(self._engine.device)
+        whole = torch.empty(self._world * mine.numel(), dtype=mine.dtype, device=mine.device)
+        dist.all_gather(list(whole.chunk(self._world)), mine)
+        shape = shape_of(parameter)
+        return whole[: shape.numel()].view(shape)
+
+    def _own_part(self, parameter: Parameter, flat: Tensor) -> Tensor:
+        """Stage 3: this rank's shard of a flattened whole, padded with zeros to the shard's size."""
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # set by DeepSpeed
+        mine = flat[self._rank * size : (self._rank + 1) * size]
+        return torch.nn.functional.pad(mine, (0, size - mine.numel()))
