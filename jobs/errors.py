@@ -1,0 +1,26 @@
+"""What the domain refuses.
+
+    JobsError
+    ├── JobNotFound    no job has this id
+    ├── WrongState     the job's state does not allow the operation
+    └── LeaseLost      somebody else may be running this job now: write nothing more
+"""
+
+
+class JobsError(Exception):
+    """Root of the tree."""
+
+
+class JobNotFound(JobsError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {job_id!r}; GET /v1/jobs lists them")
+
+
+class WrongState(JobsError):
+    def __init__(self, job_id: str, state: str, operation: str, needed: str) -> None:
+        super().__init__(f"job {job_id} is {state}: only a {needed} job can be {operation}")
+
+
+class LeaseLost(JobsError):
+    def __init__(self, job_id: str, fence: int) -> None:
+        super().__init__(f"the lease {fence} on job {job_id} is void")

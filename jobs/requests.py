@@ -1,0 +1,34 @@
+"""What a user submits: a training specification and a name to find it again."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, model_validator
+
+from trainer.config import DirectoryModel, JsonlDataset, TextDataset, TrainingSpec, refuse
+
+
+class JobRequest(TrainingSpec):
+    """The body of POST /v1/jobs. Paths are the trainer's, and absolute: nobody shares a working directory."""
+
+    name: str | None = Field(default=None, min_length=1, max_length=64, description="shown in lists")
+    metadata: dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64)], Annotated[str, StringConstraints(max_length=512)]
+    ] = Field(default={}, max_length=16, description="up to 16 pairs of your own")
+
+    @model_validator(mode="after")
+    def _absolute_paths(self) -> "JobRequest":
+        paths: list[tuple[str, str]] = []
+        if isinstance(self.dataset, TextDataset | JsonlDataset):
+            paths += [("dataset.files", file) for file in self.dataset.files]
+        if isinstance(self.model, DirectoryModel):
+            paths.append(("model.path", self.model.path))
+        if self.tokenizer.startswith("."):
+            paths.append(("tokenizer", self.tokenizer))
+        for field, path in paths:
+            if not Path(path).is_absolute():
+                raise refuse(field, f"{path!r} is relative; give an absolute path, as the trainer sees it")
+        return self
+
+    def spec(self) -> TrainingSpec:
+        return TrainingSpec.model_validate(self.model_dump(exclude={"name", "metadata"}))

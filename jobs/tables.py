@@ -1,0 +1,156 @@
+"""The tables. Times are Unix seconds of the database's clock; ids are opaque strings."""
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {dict[str, Any]: JSON, float: Float(53), str: Text}
+
+
+class Job(Base):
+    """What was asked for, where it stands, and who may write for it."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index(None, "state", "method"), Index(None, "created_at", "id"))
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str | None]
+    user_metadata: Mapped[dict[str, Any]] = mapped_column("metadata")
+    spec: Mapped[dict[str, Any]]
+    method: Mapped[str] = mapped_column(String(40))
+    state: Mapped[str] = mapped_column(String(16))
+
+    created_at: Mapped[float]
+    queued_at: Mapped[float]  # last became queued
+    started_at: Mapped[float | None]  # first became running
+    finished_at: Mapped[float | None]
+    announced_at: Mapped[float | None]  # last published to the broker
+    not_before: Mapped[float] = mapped_column(default=0.0)  # backoff: not to be claimed earlier
+
+    cancel_requested_at: Mapped[float | None]
+    pause_requested_at: Mapped[float | None]
+
+    # The lease: (id, fence) is the right to write. A new claim makes the old fence void.
+    fence: Mapped[int] = mapped_column(default=0)
+    lease_expires_at: Mapped[float | None]
+    worker: Mapped[str | None]
+    failures: Mapped[int] = mapped_column(default=0)  # attempts that count against the limit
+    max_attempts: Mapped[int]
+
+    step: Mapped[int] = mapped_column(default=0)
+    steps: Mapped[int]
+    figures: Mapped[dict[str, Any]] = mapped_column(default=dict)  # the latest of each, for lists and Prometheus
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    events_offset: Mapped[int] = mapped_column(BigInteger, default=0)  # bytes of events.jsonl already stored
+    run_directory: Mapped[str]
+
+
+class Attempt(Base):
+    """One run of a job by one worker, numbered by its fence."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    fence: Mapped[int] = mapped_column(primary_key=True)
+    worker: Mapped[str]
+    started_at: Mapped[float]
+    ended_at: Mapped[float | None]
+    outcome: Mapped[str | None] = mapped_column(String(16))  # succeeded, failed, stopped, lost
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    exit_code: Mapped[int | None]  # negative: the signal
+
+
+class Outbox(Base):
+    """Announcements still to be published. Written with the job, in one commit; deleted once the broker has it."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    due_at: Mapped[float] = mapped_column(index=True)
+
+
+class JobEvent(Base):
+    """What happened to a job, apart from its steps."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index(None, "job_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    at: Mapped[float]
+    type: Mapped[str] = mapped_column(String(24))
+    step: Mapped[int | None]
+    data: Mapped[dict[str, Any]]
+
+
+class Point(Base):
+    """One optimizer step. A step that was trained again after a resume replaces the earlier one."""
+
+    __tablename__ = "points"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[float]
+    loss: Mapped[float]
+    learning_rate: Mapped[float]
+    gradient_norm: Mapped[float]
+    tokens: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float]
+    projection_seconds: Mapped[float]
+    tokens_per_second: Mapped[float]
+    peak_device_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    peak_host_bytes: Mapped[int] = mapped_column(BigInteger)
+
+
+class Evaluation(Base):
+    __tablename__ = "evaluations"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[float]
+    loss: Mapped[float]
+    perplexity: Mapped[float]
+    sequences: Mapped[int]
+    seconds: Mapped[float]
+
+
+class CheckpointRow(Base):
+    __tablename__ = "checkpoints"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[float]
+    path: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float]
+
+
+class Worker(Base):
+    """Who is there to take jobs. Heard of through `seen_at`."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    gpus: Mapped[str]
+    seen_at: Mapped[float]
+
+
+class Counter(Base):
+    """Totals that must survive restarts and never go down."""
+
+    __tablename__ = "counters"
+
+    name: Mapped[str] = mapped_column(String(40), primary_key=True)
+    label: Mapped[str] = mapped_column(String(40), primary_key=True)
+    value: Mapped[float]
