@@ -25,9 +25,6 @@ def make_celery(settings: Settings) -> Celery:
         worker_send_task_events=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # A publish from the API must fail fast; the outbox keeps the message for later.
-        broker_transport_options={"socket_connect_timeout": 2, "socket_timeout": 10, "max_retries": 1},
-        task_publish_retry=False,
     )
     return app
 
@@ -37,6 +34,8 @@ class Doorbell:
 
     def __init__(self, settings: Settings) -> None:
         self._app = make_celery(settings)
+        # Fail fast: the caller has a user waiting, and the outbox keeps the message for later.
+        self._app.conf.broker_transport_options = {"socket_connect_timeout": 2, "socket_timeout": 2, "max_retries": 1}
         self._queue = settings.queue
 
     def ring(self, job_id: str) -> None:

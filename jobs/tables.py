@@ -50,7 +50,7 @@ class Job(Base):
     step: Mapped[int] = mapped_column(default=0)
     steps: Mapped[int]
     figures: Mapped[dict[str, Any]] = mapped_column(default=dict)  # the latest of each, for lists and Prometheus
-    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     events_offset: Mapped[int] = mapped_column(BigInteger, default=0)  # bytes of events.jsonl already stored
     run_directory: Mapped[str]
 
@@ -66,7 +66,7 @@ class Attempt(Base):
     started_at: Mapped[float]
     ended_at: Mapped[float | None]
     outcome: Mapped[str | None] = mapped_column(String(16))  # succeeded, failed, stopped, lost
-    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     exit_code: Mapped[int | None]  # negative: the signal
 
 

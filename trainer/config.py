@@ -5,6 +5,7 @@ echoed says exactly what is trained. What can only be known by looking at files 
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
@@ -21,8 +22,13 @@ def refuse(field: str, message: str) -> PydanticCustomError:
 
 def problems(error: ValidationError) -> list[tuple[str, str]]:
     """(field, message) for each line of a pydantic error, with the value that was given."""
+    return describe(error.errors(include_url=False))
+
+
+def describe(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The same, from what `ValidationError.errors()` returns."""
     found = []
-    for line in error.errors(include_url=False):
+    for line in lines:
         if line["type"] == "refused":
             found.append((line["ctx"]["field"], line["msg"]))
             continue

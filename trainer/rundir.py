@@ -10,6 +10,7 @@
       checkpoints/step-00000200/  complete once COMPLETE is in it
 """
 
+import os
 from pathlib import Path
 
 COMPLETE = "COMPLETE"
@@ -32,3 +33,15 @@ class RunDir:
     def complete_checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first. A directory without its marker does not count."""
         return sorted(marker.parent for marker in self.checkpoints.glob(f"step-*/{COMPLETE}"))
+
+    def log_tail(self, size: int) -> str:
+        """The last `size` bytes of the log, whole lines; empty if there is none."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                start = max(0, file.tell() - size)
+                file.seek(start)
+                text = file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return text if start == 0 else text.partition("\n")[2]

@@ -1,0 +1,27 @@
+"""What a route may ask for: the database, the doorbell, the settings."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from jobs.database import Database
+from jobs.queue import Doorbell
+from jobs.settings import Settings
+
+
+@dataclass(frozen=True)
+class Services:
+    """Made once by create_app, handed to every request."""
+
+    settings: Settings
+    database: Database
+    doorbell: Doorbell
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+Given = Annotated[Services, Depends(_services)]

@@ -1,0 +1,91 @@
+"""Every refusal in one shape, and the one table of HTTP statuses.
+
+    {"error": {"message": "…", "type": "invalid_request_error", "param": "method.rank", "code": "invalid_value"}}
+"""
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+
+from jobs.errors import JobNotFound, WrongState
+from trainer.config import describe
+from trainer.errors import DataError, SpecError
+
+log = logging.getLogger("stiefel.api")
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorAnswer(BaseModel):
+    """What every status of 400 and above carries."""
+
+    error: ErrorBody
+
+
+def answer(status: int, message: str, kind: str, param: str | None = None, code: str | None = None) -> JSONResponse:
+    body = ErrorAnswer(error=ErrorBody(message=message, type=kind, param=param, code=code))
+    # A refusal that will be the same next time must not be retried by clients that retry on their own.
+    headers = {"x-should-retry": "false"} if status < 500 else {}
+    return JSONResponse(body.model_dump(), status, headers)
+
+
+def install(app: FastAPI) -> None:
+    @app.exception_handler(RequestValidationError)
+    def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return _invalid(_body_problems(error))
+
+    @app.exception_handler(SpecError)
+    @app.exception_handler(DataError)
+    def unusable(_: Request, error: Exception) -> JSONResponse:
+        # Preflight's messages begin with the field that is to be changed.
+        param = str(error).partition(":")[0]
+        return answer(400, str(error), "invalid_request_error", param, "invalid_value")
+
+    @app.exception_handler(JobNotFound)
+    def not_found(_: Request, error: JobNotFound) -> JSONResponse:
+        return answer(404, str(error), "not_found_error", "job_id", "not_found")
+
+    @app.exception_handler(WrongState)
+    def wrong_state(_: Request, error: WrongState) -> JSONResponse:
+        return answer(409, str(error), "conflict_error", None, "wrong_state")
+
+    @app.exception_handler(OperationalError)
+    def database_away(_: Request, error: OperationalError) -> JSONResponse:
+        log.warning("the database is away: %s", error.orig)
+        return answer(503, "the database cannot be reached at the moment; try again", "server_error", code="unavailable")
+
+    @app.exception_handler(HTTPException)
+    def http(request: Request, error: HTTPException) -> JSONResponse:
+        kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return answer(error.status_code, message, kind, code=str(error.detail).lower().replace(" ", "_"))
+
+    @app.exception_handler(Exception)
+    def unexpected(request: Request, error: Exception) -> JSONResponse:
+        log.exception("%s %s", request.method, request.url.path, exc_info=error)
+        return answer(500, "an error of the server's own; its log has the details", "server_error", code="internal")
+
+
+def _invalid(found: list[tuple[str, str]]) -> JSONResponse:
+    field, _ = found[0]
+    message = "; ".join(f"{name}: {text}" if name else text for name, text in found)
+    return answer(400, message, "invalid_request_error", field or None, "invalid_value")
+
+
+def _body_problems(error: RequestValidationError) -> list[tuple[str, str]]:
+    """FastAPI's errors, whose locations begin with body, query or path, in the words of `trainer.config`."""
+    lines = error.errors()
+    for line in lines:
+        if line["type"] == "json_invalid":
+            return [("", f"the body is not JSON: {line['ctx']['error']} at character {line['loc'][-1]}")]
+    return describe([line | {"loc": line["loc"][1:]} for line in lines])

@@ -1,0 +1,11 @@
+"""python -m cli.child PARENT COMMAND…: become COMMAND, and get SIGTERM when the process PARENT ends, however it ends."""
+
+import os
+import signal
+import sys
+
+from trainer.process import die_with_parent
+
+if __name__ == "__main__":
+    die_with_parent(signal.SIGTERM, int(sys.argv[1]))
+    os.execvp(sys.argv[2], sys.argv[2:])

@@ -1,0 +1,35 @@
+"""The API from the command line's side: a thin client that turns refusals into one sentence."""
+
+from typing import Any
+
+import httpx
+
+
+class Refused(Exception):
+    """The API answered with an error, or not at all; the message is for the user."""
+
+
+class Client:
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self.url, timeout=30)
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self._answer("GET", path, params={k: v for k, v in query.items() if v is not None})
+
+    def post(self, path: str, body: Any = None) -> Any:
+        return self._answer("POST", path, json=body)
+
+    def _answer(self, method: str, path: str, **request: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **request)
+        except httpx.HTTPError as error:
+            message = f"{self.url} does not answer ({error}); start the service with `stiefel up`, or set STIEFEL_API"
+            raise Refused(message) from error
+        try:
+            body = response.json()
+        except ValueError:
+            body = {"error": {"message": response.text[:500]}}
+        if response.is_error:
+            raise Refused(str(body["error"]["message"]))
+        return body

@@ -1,0 +1,185 @@
+"""The embedded stack: broker, migrations, API, reaper and workers as children of one process.
+
+For a laptop, a first look and the tests; a cluster runs the same processes under compose or Helm.
+"""
+
+import logging
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import redis
+
+from cli.broker import BrokerConfig, find_server
+from trainer.process import free_port
+
+log = logging.getLogger("stiefel.stack")
+
+# A trainer ends at a step boundary and then writes its checkpoint.
+_WORKER_SECONDS = 60
+
+
+class StackError(Exception):
+    """A child did not come up; the message holds the end of its log."""
+
+
+@dataclass
+class Child:
+    name: str
+    command: list[str]
+    log: Path
+    environment: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+
+    def tail(self, lines: int = 15) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+
+@dataclass
+class Stack:
+    """Start with `start` or `with`; everything it started ends with it, also when it is killed.
+
+    `port` 0 takes a free one. `environment` holds STIEFEL_* settings for the children, such as STIEFEL_DATABASE_URL;
+    with STIEFEL_REDIS_URL no broker is started.
+    """
+
+    home: Path
+    port: int = 8000
+    workers: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
+    children: dict[str, Child] = field(default_factory=dict)
+
+    @property
+    def api_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "Stack":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """All children, each waited for. Raises StackError or NoBroker, with everything stopped again."""
+        self.home = self.home.absolute()
+        (self.home / "logs").mkdir(parents=True, exist_ok=True)
+        self.port = self.port or free_port()
+        self._settings = {k: v for k, v in os.environ.items() if k.startswith("STIEFEL_")} | self.environment
+        self._settings["STIEFEL_HOME"] = str(self.home)
+        try:
+            if "STIEFEL_REDIS_URL" not in self._settings:
+                self._start_broker()
+            self._migrate()
+            python = sys.executable
+            self._start(
+                "api",
+                [python, "-m", "uvicorn", "--factory", "api.main:create_app"]
+                + ["--host", "127.0.0.1", "--port", str(self.port), "--log-level", "warning", "--no-access-log"],
+            )
+            self._start("reaper", [python, "-m", "jobs.reaper"])
+            for number in range(1, self.workers + 1):
+                self._start(f"worker-{number}", [python, "-m", "worker"], {"STIEFEL_WORKER": f"worker-{number}"})
+            self._wait_for("api", lambda: httpx.get(f"{self.api_url}/readyz", timeout=2).status_code == 200)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Workers first, so that trainers checkpoint; then the rest. What does not end in time is killed."""
+        workers = [child for child in self.children.values() if child.name.startswith("worker")]
+        others = [child for child in reversed(self.children.values()) if child not in workers]
+        for child in workers:
+            self._process(child.name).terminate()
+        for child in workers:
+            self._end(child, _WORKER_SECONDS)
+        for child in others:
+            self._process(child.name).terminate()
+            self._end(child, 10)
+        self.children.clear()
+
+    def revive(self) -> list[str]:
+        """Start again what has ended by itself; returns the names."""
+        ended = [c for c in self.children.values() if c.process is not None and c.process.poll() is not None]
+        for child in ended:
+            self._spawn(child)
+        return [child.name for child in ended]
+
+    def kill(self, name: str) -> None:
+        """SIGKILL one child, as a crash would."""
+        process = self._process(name)
+        process.kill()
+        process.wait()
+
+    def restart(self, name: str) -> None:
+        self._spawn(self.children[name])
+
+    def pid(self, name: str) -> int:
+        return self._process(name).pid
+
+    # ------------------------------------------------------------------------------------------------------ private
+
+    def _start_broker(self) -> None:
+        config = BrokerConfig(self.home / "broker", free_port(), secrets.token_hex(16))
+        self._start("broker", [find_server(), str(config.write())])
+        self._settings["STIEFEL_REDIS_URL"] = config.url
+        self._wait_for("broker", lambda: bool(redis.Redis.from_url(config.url).ping()))
+
+    def _migrate(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "migrations"], env=os.environ | self._settings, capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            raise StackError(f"the migrations failed:\n{done.stderr[-2000:]}")
+
+    def _start(self, name: str, command: list[str], extra: dict[str, str] | None = None) -> None:
+        child = Child(name, command, self.home / "logs" / f"{name}.log", os.environ | self._settings | (extra or {}))
+        self.children[name] = child
+        self._spawn(child)
+
+    def _spawn(self, child: Child) -> None:
+        with child.log.open("ab") as output:
+            child.process = subprocess.Popen(
+                [sys.executable, "-m", "cli.child", str(os.getpid()), *child.command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=child.environment,
+                # Ctrl-C in a terminal goes to the whole group: only this process shall hear it.
+                start_new_session=True,
+            )
+
+    def _process(self, name: str) -> subprocess.Popen[bytes]:
+        process = self.children[name].process
+        assert process is not None
+        return process
+
+    def _end(self, child: Child, seconds: float) -> None:
+        assert child.process is not None
+        try:
+            child.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            log.warning("%s did not end within %g s; killing it", child.name, seconds)
+            child.process.kill()
+            child.process.wait()
+
+    def _wait_for(self, name: str, ready: Callable[[], bool], seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        child = self.children[name]
+        while time.monotonic() < deadline:
+            if self._process(name).poll() is not None:
+                raise StackError(f"{name} ended with exit code {self._process(name).returncode}:\n{child.tail()}")
+            try:
+                if ready():
+                    return
+            except (redis.exceptions.RedisError, httpx.HTTPError):
+                pass  # not up yet: that is what is being waited for
+            time.sleep(0.1)
+        raise StackError(f"{name} was not ready within {seconds:g} s:\n{child.tail()}")
+

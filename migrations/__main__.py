@@ -1,0 +1,28 @@
+"""python -m migrations: bring the database of STIEFEL_DATABASE_URL to the newest schema. Safe to run again."""
+
+import argparse
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+
+from jobs.settings import Settings
+
+
+def upgrade(url: str) -> None:
+    """To the newest schema, in a transaction a step."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.attributes["url"] = url
+    command.upgrade(config, "head")
+
+
+def main() -> None:
+    argparse.ArgumentParser(prog="python -m migrations", description=__doc__).parse_args()
+    settings = Settings()
+    upgrade(settings.url)
+    print("the database has the newest schema")
+
+
+if __name__ == "__main__":
+    main()
