@@ -1,6 +1,6 @@
 """Every refusal in one shape, and the one table of HTTP statuses.
 
-    {"error": {"message": "…", "type": "invalid_request_error", "param": "method.rank", "code": "invalid_value"}}
+{"error": {"message": "…", "type": "invalid_request_error", "param": "method.rank", "code": "invalid_value"}}
 """
 
 import logging
@@ -62,7 +62,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(OperationalError)
     def database_away(_: Request, error: OperationalError) -> JSONResponse:
         log.warning("the database is away: %s", error.orig)
-        return answer(503, "the database cannot be reached at the moment; try again", "server_error", code="unavailable")
+        return answer(
+            503, "the database cannot be reached at the moment; try again", "server_error", code="unavailable"
+        )
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:

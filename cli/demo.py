@@ -1,7 +1,6 @@
 """The whole way once, on this machine: a stack, a job, a live bar, a table."""
 
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +29,24 @@ JOB = {
 }
 
 
-def demo(home: Path | None, port: int, console: Console) -> None:
+def demo(home: Path, port: int, console: Console) -> None:
     """Raises Refused when the job does not succeed."""
-    with tempfile.TemporaryDirectory(prefix="stiefel-demo-") as temporary:
-        with Stack(home or Path(temporary), port=port) as stack:
-            console.print(f"[bold]Stiefel[/] is up at {stack.api_url} (SQLite, {broker_name(stack)}, API, one worker)\n")
-            client = Client(stack.api_url)
-            job = client.post("/v1/jobs", JOB)
-            console.print(f"POST /v1/jobs → {job['id']}: {_described(job)}")
-            job = watch(client, job["id"], console)
-            if job["state"] != "succeeded":
-                raise Refused(f"the demo's job {job['state']}: {job['error']}")
-            console.print()
-            console.print(_table(client, job))
-            _print_urls(console, stack, job)
-            if sys.stdin.isatty():
-                console.print("\nThe stack stays up for you to look. Press Enter to end it.")
-                sys.stdin.readline()
+    with Stack(home, port=port) as stack:
+        console.print(f"[bold]Stiefel[/] is up at {stack.api_url} (SQLite, {broker_name(stack)}, API, one worker)\n")
+        client = Client(stack.api_url)
+        job = client.post("/v1/jobs", JOB)
+        console.print(f"POST /v1/jobs → {job['id']}:\n  {_described(job)}", soft_wrap=True)
+        job = watch(client, job["id"], console)
+        if job["state"] != "succeeded":
+            raise Refused(f"the demo's job {job['state']}: {job['error']}")
+        console.print()
+        console.print(_table(client, job))
+        _print_urls(console, stack, job)
+        if sys.stdin.isatty():
+            console.print("\nThe stack stays up for you to look. Press Enter to end it.")
+            sys.stdin.readline()
+        else:
+            console.print(f"\nThe stack ends now; stiefel up --home {home} --port {stack.port} shows it all again.")
 
 
 def broker_name(stack: Stack) -> str:
@@ -75,17 +75,19 @@ def _table(client: Client, job: dict[str, Any]) -> Table:
     table = Table(show_header=False)
     table.add_row("loss, first → last step", f"{points[0]['loss']:.3f} → {points[-1]['loss']:.3f}")
     table.add_row(
-        "held-out perplexity, before → after", f"{evaluations[0]['perplexity']:.1f} → {evaluations[-1]['perplexity']:.2f}"
+        "held-out perplexity, before → after",
+        f"{evaluations[0]['perplexity']:.1f} → {evaluations[-1]['perplexity']:.2f}",
     )
     table.add_row("peak memory of the trainer", size(memory))
     table.add_row("optimizer state, against full AdamW", f"{size(state)} / {size(full)} = {state / full:.2f}")
     table.add_row("tokens per second", f"{points[-1]['tokens'] / seconds:,.0f}")
-    table.add_row("checkpoint", f"{checkpoint['path']} ({size(checkpoint['bytes'])})")
+    table.add_row("checkpoint", f"step {checkpoint['step']}, {size(checkpoint['bytes'])}")
     return table
 
 
 def _print_urls(console: Console, stack: Stack, job: dict[str, Any]) -> None:
     base = stack.api_url
+    console.print(f"\ncheckpoints in {job['run_directory']}/checkpoints", soft_wrap=True)
     console.print("\nLook at:")
     for path, text in (
         (f"/v1/jobs/{job['id']}", "the job, every setting resolved"),
@@ -94,5 +96,5 @@ def _print_urls(console: Console, stack: Stack, job: dict[str, Any]) -> None:
         ("/metrics", "for Prometheus"),
         ("/docs", "the API's own documentation"),
     ):
-        console.print(f"  {base}{path}", style="cyan", end="")
-        console.print(f"   {text}")
+        console.print(f"  {base}{path}", style="cyan", soft_wrap=True)
+        console.print(f"      {text}")

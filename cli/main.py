@@ -40,7 +40,9 @@ def up(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with Stack(home, port, workers) as stack:
         console.print(f"[bold]Stiefel[/] is up at {stack.api_url} ({broker_name(stack)}); logs in {stack.home}/logs")
-        console.print(f"  try: stiefel submit --model llama-1m --method galore --steps 100 --watch --api {stack.api_url}")
+        console.print(
+            f"  try: stiefel submit --model llama-1m --method galore --steps 100 --watch --api {stack.api_url}"
+        )
         console.print("  Ctrl-C ends it; a running job checkpoints first and goes on at the next start.")
         try:
             while True:
@@ -53,7 +55,7 @@ def up(
 
 @app.command(epilog="example: stiefel demo --port 0")
 def demo(
-    home: Annotated[Path | None, typer.Option(help="keep everything here; default: a temporary directory")] = None,
+    home: Annotated[Path, typer.Option(help="database, run directories, logs")] = Path(".stiefel/demo"),
     port: Annotated[int, typer.Option(help="of the API; 0 takes a free one")] = 0,
 ) -> None:
     """Start a stack, train a small LLaMA with GaLore on Python's own source, and show what came out."""
@@ -109,7 +111,8 @@ def list_jobs(
     """List jobs, newest first."""
     page = Client(api).get("/v1/jobs", state=state, method=method, limit=limit)
     if as_json:
-        return _print_json(page)
+        _print_json(page)
+        return
     table = Table("id", "name", "method", "state", "progress")
     for job in page["data"]:
         table.add_row(job["id"], job["name"] or "", job["method"], job["state"], describe(job))
@@ -121,7 +124,8 @@ def show(job: JobId, as_json: AsJson = False, api: Api = LOCAL) -> None:
     """One job: state, progress, latest figures, attempts, every setting."""
     found = Client(api).get(f"/v1/jobs/{job}")
     if as_json:
-        return _print_json(found)
+        _print_json(found)
+        return
     console.print(f"[bold]{found['id']}[/] {found['name'] or ''}  {found['state']}  {describe(found)}")
     for attempt in found["attempts"]:
         console.print(f"  attempt {attempt['number']} on {attempt['worker']}: {attempt['outcome'] or 'running'}")
@@ -159,12 +163,15 @@ def methods(as_json: AsJson = False, api: Api = LOCAL) -> None:
     """What can be trained with, and each method's settings."""
     page = Client(api).get("/v1/methods")
     if as_json:
-        return _print_json(page)
+        _print_json(page)
+        return
     for method in page["data"]:
         console.print(f"[bold]{method['name']}[/]  {method['summary']}\n  {method['paper']}")
         for field, schema in method["json_schema"]["properties"].items():
             if field != "name":
-                console.print(f"    {field} = {schema.get('default')}  {schema.get('description', '')}", highlight=False)
+                console.print(
+                    f"    {field} = {schema.get('default')}  {schema.get('description', '')}", highlight=False
+                )
 
 
 def _follow(client: Client, job_id: str, as_json: bool) -> None:
@@ -176,7 +183,8 @@ def _follow(client: Client, job_id: str, as_json: bool) -> None:
 def _ask(job_id: str, operation: str, as_json: bool, api: str) -> None:
     job = Client(api).post(f"/v1/jobs/{job_id}/{operation}")
     if as_json:
-        return _print_json(job)
+        _print_json(job)
+        return
     waits = job["state"] == "running" and operation != "resume"
     console.print(f"{job_id} is {job['state']}{f'; it will {operation} at the next step' if waits else ''}")
 

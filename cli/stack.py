@@ -182,4 +182,3 @@ class Stack:
                 pass  # not up yet: that is what is being waited for
             time.sleep(0.1)
         raise StackError(f"{name} was not ready within {seconds:g} s:\n{child.tail()}")
-

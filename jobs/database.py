@@ -13,7 +13,6 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import FunctionElement
 
-
 _BEGIN = "sqlite_begin"  # execution option: how a transaction begins on SQLite
 
 

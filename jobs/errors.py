@@ -1,9 +1,9 @@
 """What the domain refuses.
 
-    JobsError
-    ├── JobNotFound    no job has this id
-    ├── WrongState     the job's state does not allow the operation
-    └── LeaseLost      somebody else may be running this job now: write nothing more
+JobsError
+├── JobNotFound    no job has this id
+├── WrongState     the job's state does not allow the operation
+└── LeaseLost      somebody else may be running this job now: write nothing more
 """
 
 

@@ -7,6 +7,7 @@ from sqlalchemy import func, select
 
 from jobs.database import Database, now
 from jobs.states import State
+from jobs.store import clock
 from jobs.tables import Counter, Job, Worker
 
 # Per-job series: running jobs and those that ended this recently, and not more than so many.
@@ -29,8 +30,7 @@ class Fleet:
 def snapshot(database: Database, worker_timeout: float) -> Fleet:
     """A worker counts as up when it was seen within `worker_timeout` seconds."""
     with database.reading() as session:
-        at = session.scalar(select(now()))
-        assert at is not None
+        at = clock(session)
         grouped = session.execute(select(Job.state, Job.method, func.count()).group_by(Job.state, Job.method)).all()
         oldest = session.scalar(select(func.min(Job.queued_at)).where(Job.state == State.QUEUED))
         up = session.scalar(select(func.count()).select_from(Worker).where(Worker.seen_at > at - worker_timeout))

@@ -14,7 +14,7 @@ from jobs.database import Database, now
 from jobs.errors import LeaseLost
 from jobs.settings import Settings
 from jobs.states import State
-from jobs.store import add_event, announce_later
+from jobs.store import add_event, announce_later, clock
 from jobs.tables import Attempt, CheckpointRow, Counter, Evaluation, Job, Point
 from trainer import events
 
@@ -73,8 +73,7 @@ def claim(database: Database, settings: Settings, job_id: str, worker: str) -> L
         if lost is not None:
             end_attempt(session, job_id, lost, "lost", None, None)
             count(session, "leases_expired", "", 1)
-        at = session.scalar(select(now()))
-        assert at is not None
+        at = clock(session)
         session.add(Attempt(job_id=job_id, fence=fence, worker=worker, started_at=at))
         add_event(session, job_id, "claimed", None, {"worker": worker, "attempt": fence})
     return Lease(job_id, fence)
@@ -145,12 +144,9 @@ def finish(database: Database, settings: Settings, lease: Lease, outcome: Outcom
 # ------------------------------------------------------------------------------------- for the modules beside this one
 
 
-def leave(
-    session: Session, job: Job, state: State, delay: float, failures: int, error: dict[str, Any] | None
-) -> None:
+def leave(session: Session, job: Job, state: State, delay: float, failures: int, error: dict[str, Any] | None) -> None:
     """running → `state`, by whoever may decide it."""
-    at = session.scalar(select(now()))
-    assert at is not None
+    at = clock(session)
     job.state, job.failures, job.lease_expires_at, job.worker = state, failures, None, None
     job.error = error if state in (State.FAILED, State.QUEUED) else None
     if state in (State.QUEUED, State.PAUSED):

@@ -13,7 +13,8 @@ class JobRequest(TrainingSpec):
 
     name: str | None = Field(default=None, min_length=1, max_length=64, description="shown in lists")
     metadata: dict[
-        Annotated[str, StringConstraints(min_length=1, max_length=64)], Annotated[str, StringConstraints(max_length=512)]
+        Annotated[str, StringConstraints(min_length=1, max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
     ] = Field(default={}, max_length=16, description="up to 16 pairs of your own")
 
     @model_validator(mode="after")

@@ -21,8 +21,8 @@ def create(database: Database, settings: Settings, request: JobRequest) -> Job:
     spec = request.spec()
     job_id = f"job-{secrets.token_hex(10)}"
     with database.transaction() as session:
-        at = session.scalar(select(now()))
-        assert at is not None and spec.optimisation.steps is not None
+        at = clock(session)
+        assert spec.optimisation.steps is not None
         job = Job(
             id=job_id,
             name=request.name,
@@ -197,18 +197,17 @@ def resume(database: Database, job_id: str) -> Job:
 
 
 def add_event(session: Session, job_id: str, kind: str, step: int | None, data: dict[str, Any]) -> None:
-    session.add(JobEvent(job_id=job_id, at=_clock(session), type=kind, step=step, data=data))
+    session.add(JobEvent(job_id=job_id, at=clock(session), type=kind, step=step, data=data))
 
 
 def announce_later(session: Session, job_id: str, delay: float) -> None:
     """Into the outbox, due in `delay` seconds."""
-    session.add(Outbox(job_id=job_id, due_at=_clock(session) + delay))
+    session.add(Outbox(job_id=job_id, due_at=clock(session) + delay))
 
 
-def _clock(session: Session) -> float:
-    at = session.scalar(select(now()))
-    assert at is not None
-    return at
+def clock(session: Session) -> float:
+    """The database's own time, Unix seconds."""
+    return session.execute(select(now())).scalar_one()
 
 
 def _changed(session: Session, statement: Any) -> bool:

@@ -11,6 +11,7 @@ from jobs.database import Database, now
 from jobs.lease import count, end_attempt, leave
 from jobs.settings import Settings
 from jobs.states import State
+from jobs.store import clock
 from jobs.tables import Job, Outbox, Worker
 
 # How many rows one call takes on: the rest is there at the next one.
@@ -90,7 +91,7 @@ def announce_again(database: Database, settings: Settings, waiting_messages: int
             .limit(_AT_ONCE)
         )
         found = session.scalars(stale).all()
-        at = session.scalar(select(now()))
+        at = clock(session)
         session.add_all(Outbox(job_id=job_id, due_at=at) for job_id in found)
     return len(found)
 

@@ -51,9 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     except Exception as error:
         leaf = classify(error)
         rank = int(os.environ["RANK"])
-        log.write(
-            Failed(step=log.last_step, reason=leaf.name, message=str(leaf), retryable=leaf.retryable, rank=rank)
-        )
+        log.write(Failed(step=log.last_step, reason=leaf.name, message=str(leaf), retryable=leaf.retryable, rank=rank))
         raise leaf from error
     finally:
         log.close()
@@ -121,7 +119,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print the answer as JSON")
     command.set_defaults(command=export)
 
-    command = commands.add_parser("methods", help="list the methods", epilog="example: python -m trainer methods --json")
+    command = commands.add_parser(
+        "methods", help="list the methods", epilog="example: python -m trainer methods --json"
+    )
     command.add_argument("--json", action="store_true", help="print each method's JSON Schema")
     command.set_defaults(command=methods)
     return parser

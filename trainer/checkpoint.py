@@ -43,7 +43,7 @@ class Checkpoint:
 
 
 def save(rundir: RunDir, model: nn.Module, shards: Shards, step: int, method_state: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint of `step` and drop all but the newest `keep`. Collective; returns on all ranks when it is done.
+    """Write a checkpoint of `step` and drop all but the newest `keep`. Collective; returns when it is whole.
 
     A kill at any moment leaves the earlier checkpoints as they were.
     """
@@ -152,7 +152,7 @@ def _tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
     for name in sorted(checkpoint.files):
         try:
             with safe_open(checkpoint.path / name, framework="pt") as file:
-                for key in file.keys():
+                for key in file.keys():  # noqa: SIM118  (not a dictionary: it has no iterator)
                     yield key, file.get_tensor(key)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{checkpoint.path / name} cannot be read: {error}") from error

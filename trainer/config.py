@@ -78,7 +78,6 @@ class HubModel(_Strict):
     weights: Literal["pretrained", "random"] = Field(default="pretrained", description="load weights, or start anew")
 
 
-
 def _kind_of_model(model: Any) -> str | None:
     """Which key says what the model is. None, and so an error, when not exactly one does."""
     kinds = ("preset", "path", "hub")

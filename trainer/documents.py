@@ -1,33 +1,12 @@
-"""Documents of a dataset, one string at a time. Imports no torch; the hub's library only for hub datasets."""
+"""Documents of a dataset, one string at a time."""
 
-import glob
-import hashlib
 import json
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.config import DatasetSpec, HubDataset, JsonlDataset, StdlibDataset, TextDataset
 from trainer.errors import DataError
-
-
-def find_files(patterns: tuple[str, ...]) -> list[Path]:
-    """Files of paths and globs, sorted within each pattern. Raises DataError for one that matches nothing."""
-    found: list[Path] = []
-    for pattern in patterns:
-        matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True) if Path(match).is_file())
-        if not matches:
-            raise DataError(f"dataset.files: nothing matches {pattern!r}; give a file or a glob that the trainer sees")
-        found += matches
-    return list(dict.fromkeys(found))
-
-
-def stdlib_files() -> list[Path]:
-    """Python's own library without its tests, in an order that depends on the names alone but mixes the packages."""
-    root = Path(sysconfig.get_path("stdlib"))
-    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-    files = [file for file in root.rglob("*.py") if not skipped & set(file.relative_to(root).parts)]
-    return sorted(files, key=lambda file: hashlib.sha256(str(file.relative_to(root)).encode()).digest())
+from trainer.files import find_files, stdlib_files
 
 
 def documents(dataset: DatasetSpec) -> Iterator[str]:
@@ -91,7 +70,9 @@ def _hub(dataset: HubDataset) -> Iterator[str]:
             rows = rows.take(dataset.documents)
         for number, row in enumerate(rows):
             if not isinstance(row.get(dataset.field), str):
-                raise DataError(f"dataset.field: row {number} has no text under {dataset.field!r}; it has {sorted(row)}")
+                raise DataError(
+                    f"dataset.field: row {number} has no text under {dataset.field!r}; it has {sorted(row)}"
+                )
             yield row[dataset.field]
     except DataError:
         raise

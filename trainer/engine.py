@@ -35,9 +35,8 @@ def build_engine(spec: TrainingSpec, model: nn.Module, method: Method) -> Any:
     """The engine around `model`, to which `method` has been attached. torch.distributed must be initialised."""
     optimisation = spec.optimisation
     groups = [group for group in method.parameter_groups(model) if group["params"]]
-    optimizer = torch.optim.AdamW(
-        groups, lr=optimisation.learning_rate, betas=optimisation.betas, eps=optimisation.epsilon
-    )
+    # The rates are set before every step; see Run.train_step.
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optimisation.betas, eps=optimisation.epsilon)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=configuration(spec), dist_init_required=False
     )

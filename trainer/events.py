@@ -112,7 +112,7 @@ def parse(line: str | bytes) -> Event:
 
 
 class EventLog:
-    """Appends events. Each line is one write to a file opened for appending, so ranks do not tear each other's lines."""
+    """Appends events, each line in one write to a file opened for appending: ranks do not tear each other's lines."""
 
     def __init__(self, path: Path) -> None:
         self.last_step = 0

@@ -30,6 +30,6 @@ def export(rundir: RunDir, out: Path) -> int:
     for name, plain in method.plain_modules().items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, plain)
-    model.save_pretrained(out)  # type: ignore[operator]
+    model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return found.step

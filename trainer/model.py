@@ -1,8 +1,9 @@
 """The model of a spec: a preset, a Hugging Face directory, or the hub."""
 
+from typing import Any
+
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from trainer.config import HubModel, PresetModel, TrainingSpec
@@ -12,7 +13,7 @@ from trainer.presets import PRESETS
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def build_model(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+def build_model(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> Any:
     """The model in the spec's dtype on the CPU, its random weights a function of the seed alone.
 
     Raises SpecError when the vocabulary is smaller than the tokeniser's or the sequences are longer than the model's.
@@ -57,13 +58,16 @@ def _preset_config(spec: TrainingSpec, preset: PresetModel, tokenizer: PreTraine
     )
 
 
-def _random(config: AutoConfig, dtype: torch.dtype) -> nn.Module:
+def _random(config: PretrainedConfig, dtype: torch.dtype) -> Any:
     # Drawn in fp32 and cast after, so that fp32 and bf16 runs start from the same weights.
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32).to(dtype)
+    model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # transformers' own
+        config, attn_implementation="sdpa", dtype=torch.float32
+    )
+    return model.to(dtype)
 
 
-def _check_sizes(model: nn.Module, spec: TrainingSpec, tokens: int) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+def _check_sizes(model: Any, spec: TrainingSpec, tokens: int) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
     if rows < tokens:
         raise SpecError(f"model: {rows} embedding rows are too few for a tokeniser of {tokens}; choose another one")
     longest = getattr(model.config, "max_position_embeddings", None)

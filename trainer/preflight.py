@@ -12,8 +12,8 @@ from trainer.config import (
     TrainingSpec,
     check_rank,
 )
-from trainer.documents import find_files, stdlib_files
 from trainer.errors import DataError, SpecError
+from trainer.files import find_files, stdlib_files
 from trainer.presets import shape_of_directory
 
 

@@ -1,13 +1,13 @@
 """The names inside a run directory: all that the trainer and whoever started it have in common. Imports no torch.
 
-    RUNDIR/
-      spec.json                   what to train (TrainingSpec), written before the start
-      events.jsonl                what happened, one event a line, appended by the trainer
-      stop                        a request: present means "checkpoint and end at the next step boundary"
-      log.txt                     standard output and error of the processes
-      data/                       the tokenised dataset
-      tokenizer/                  the tokeniser, as a Hugging Face directory
-      checkpoints/step-00000200/  complete once COMPLETE is in it
+RUNDIR/
+  spec.json                   what to train (TrainingSpec), written before the start
+  events.jsonl                what happened, one event a line, appended by the trainer
+  stop                        a request: present means "checkpoint and end at the next step boundary"
+  log.txt                     standard output and error of the processes
+  data/                       the tokenised dataset
+  tokenizer/                  the tokeniser, as a Hugging Face directory
+  checkpoints/step-00000200/  complete once COMPLETE is in it
 """
 
 import os

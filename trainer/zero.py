@@ -26,14 +26,14 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 from torch import Tensor
-from torch.nn import Parameter
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def shape_of(parameter: Parameter) -> torch.Size:
+def shape_of(parameter: Any) -> torch.Size:
     """The whole's shape, also where stage 3 has left an empty tensor in its place."""
-    return getattr(parameter, "ds_shape", parameter.shape)
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 class Shards:
@@ -48,7 +48,7 @@ class Shards:
 
     # ------------------------------------------------------------------------------------------------- read, write
 
-    def read(self, parameter: Parameter) -> Tensor:
+    def read(self, parameter: Any) -> Tensor:
         """The whole value: of a trained parameter the fp32 master, of a frozen one what the forward pass uses.
 
         Collective. The result is a copy on the engine's device.
@@ -58,10 +58,11 @@ class Shards:
                 return self._gather(parameter, safe_get_local_fp32_param(parameter))
             return self._gather(parameter, parameter.ds_tensor)
         if self._stage == 0 or not parameter.requires_grad:
-            return parameter.detach().clone()
+            whole: Tensor = parameter.detach().clone()
+            return whole
         return self._sum_fragments(parameter, self._fragment(parameter, None))
 
-    def write(self, parameter: Parameter, value: Tensor) -> None:
+    def write(self, parameter: Any, value: Tensor) -> None:
         """Set the whole value, master and forward copy alike. `value` must be equal on all ranks."""
         flat = value.detach().reshape(-1)
         if self._stage == 3:
@@ -77,15 +78,16 @@ class Shards:
             start, fragment = found
             fragment.copy_(flat[start : start + fragment.numel()])
 
-    def read_moment(self, parameter: Parameter, key: str) -> Tensor:
+    def read_moment(self, parameter: Any, key: str) -> Tensor:
         """One of Adam's moments, whole, fp32. Collective."""
         if self._stage == 3:
             return self._gather(parameter, safe_get_local_optimizer_state(parameter, key))
         if self._stage == 0:
-            return self._engine.optimizer.state[parameter][key].clone()
+            whole: Tensor = self._engine.optimizer.state[parameter][key].clone()
+            return whole
         return self._sum_fragments(parameter, self._fragment(parameter, key))
 
-    def write_moment(self, parameter: Parameter, key: str, value: Tensor) -> None:
+    def write_moment(self, parameter: Any, key: str, value: Tensor) -> None:
         """Set one of Adam's moments. `value` must be equal on all ranks."""
         flat = value.detach().reshape(-1)
         if self._stage == 3:
@@ -100,7 +102,8 @@ class Shards:
 
     @property
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return self._engine.optimizer.param_groups
+        groups: list[dict[str, Any]] = self._engine.optimizer.param_groups
+        return groups
 
     def set_adam_step(self, step: int) -> None:
         """The count that Adam's bias correction uses."""
@@ -130,11 +133,11 @@ class Shards:
 
     # ------------------------------------------------------------------------------------------------------ private
 
-    def _inner(self) -> torch.optim.Optimizer:
+    def _inner(self) -> Any:
         """The torch optimizer inside DeepSpeed's, which is itself at stage 0."""
         return self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
 
-    def _masters(self) -> list[Tensor]:
+    def _masters(self) -> Any:
         """The tensors that the torch optimizer steps: parameters, or flat shards of many."""
         optimizer = self._engine.optimizer
         if self._stage == 0:
@@ -156,14 +159,14 @@ class Shards:
         if self._stage in (1, 2):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def _fragment(self, parameter: Parameter, key: str | None) -> tuple[int, Tensor] | None:
+    def _fragment(self, parameter: Any, key: str | None) -> tuple[int, Tensor] | None:
         """Stages 1 and 2: (start in the flattened whole, view of this rank's run), or None where it has no part."""
-        mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed
+        mapping = parameter._hp_mapping
         if mapping is None:
             return None
         return mapping.lp_fragment_address.start, mapping.get_hp_fragment(key).detach().view(-1)
 
-    def _sum_fragments(self, parameter: Parameter, found: tuple[int, Tensor] | None) -> Tensor:
+    def _sum_fragments(self, parameter: Any, found: tuple[int, Tensor] | None) -> Tensor:
         whole = torch.zeros(parameter.numel(), dtype=torch.float32, device=self._engine.device)
         if found:
             start, fragment = found
@@ -171,7 +174,7 @@ class Shards:
         dist.all_reduce(whole)
         return whole.view(parameter.shape)
 
-    def _gather(self, parameter: Parameter, shard: Tensor) -> Tensor:
+    def _gather(self, parameter: Any, shard: Tensor) -> Tensor:
         """Stage 3: the whole from equal shards, the last of them padded."""
         mine = shard.detach().reshape(-1).to(self._engine.device)
         whole = torch.empty(self._world * mine.numel(), dtype=mine.dtype, device=mine.device)
@@ -179,8 +182,8 @@ class Shards:
         shape = shape_of(parameter)
         return whole[: shape.numel()].view(shape)
 
-    def _own_part(self, parameter: Parameter, flat: Tensor) -> Tensor:
+    def _own_part(self, parameter: Any, flat: Tensor) -> Tensor:
         """Stage 3: this rank's shard of a flattened whole, padded with zeros to the shard's size."""
-        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]  # set by DeepSpeed
+        size = parameter.ds_tensor.numel()
         mine = flat[self._rank * size : (self._rank + 1) * size]
         return torch.nn.functional.pad(mine, (0, size - mine.numel()))

@@ -1,7 +1,6 @@
 """python -m worker: a Celery worker with the options that one worker per GPU set needs."""
 
 import argparse
-import sys
 
 from worker.tasks import app, name, settings
 
@@ -24,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

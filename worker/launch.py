@@ -1,5 +1,6 @@
 """Starting and ending a trainer, and keeping two trainers off one set of GPUs."""
 
+import contextlib
 import fcntl
 import os
 import re
@@ -51,10 +52,8 @@ class Trainer:
 
     def kill(self) -> None:
         """SIGKILL to the whole group: torchrun and every rank."""
-        try:
+        with contextlib.suppress(ProcessLookupError):  # ended by itself a moment ago: what we wanted
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # ended by itself a moment ago: what we wanted
         self.process.wait()
 
 

@@ -19,7 +19,6 @@ from jobs.database import Database
 from jobs.errors import LeaseLost
 from jobs.lease import Lease, Outcome, Wishes
 from jobs.settings import Settings
-from jobs.states import State
 from trainer.events import Event, Failed, Finished, Stopped, read_from
 from trainer.rundir import RunDir
 from worker.launch import GpuLock, Trainer, prepare, start

@@ -2,7 +2,6 @@
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import JSONResponse
 
@@ -35,7 +34,9 @@ def ready(given: Given) -> JSONResponse:
         database = f"away: {type(error).__name__}"
     try:
         given.doorbell.waiting()
-    except (*BROKER_ERRORS, RedisError) as error:
+    except BROKER_ERRORS as error:
         broker = f"away: {type(error).__name__}"
     status = 200 if database == "ok" else 503
-    return JSONResponse({"status": "ok" if status == 200 else "unready", "database": database, "broker": broker}, status)
+    return JSONResponse(
+        {"status": "ok" if status == 200 else "unready", "database": database, "broker": broker}, status
+    )

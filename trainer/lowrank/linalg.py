@@ -50,7 +50,8 @@ def randomized_basis(
 def random_basis(rows: int, rank: int, generator: torch.Generator) -> Tensor:
     """Uniform on the Stiefel manifold: QR of a Gaussian with the sign of R's diagonal moved into Q. (m, r), float32."""
     q, upper = torch.linalg.qr(torch.randn(rows, rank, generator=generator))
-    return q * torch.where(upper.diagonal() < 0, -1.0, 1.0)
+    flipped: Tensor = q * torch.where(upper.diagonal() < 0, -1.0, 1.0)
+    return flipped
 
 
 def energy_kept(matrix: Tensor, basis: Tensor) -> float:

@@ -9,7 +9,6 @@ with the basis left (B = P fixed), ∂L/∂A = PᵀG, which is what GaLore feeds
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,11 +28,11 @@ class LowRankLinear(nn.Module):
     def __init__(self, linear: nn.Linear, name: str, rank: int, side: Side) -> None:
         super().__init__()
         rows, columns = linear.weight.shape
-        kwargs = {"dtype": linear.weight.dtype, "device": linear.weight.device}
-        self.weight = linear.weight.requires_grad_(False)
+        self.weight = linear.weight
+        self.weight.requires_grad_(False)
         self.bias = linear.bias
-        self.B = nn.Parameter(torch.zeros(rows, rank, **kwargs), requires_grad=side == "right")
-        self.A = nn.Parameter(torch.zeros(rank, columns, **kwargs), requires_grad=side == "left")
+        self.B = nn.Parameter(linear.weight.new_zeros(rows, rank), requires_grad=side == "right")
+        self.A = nn.Parameter(linear.weight.new_zeros(rank, columns), requires_grad=side == "left")
         self.name, self.side, self.rank = name, side, rank
         self.scale = 1.0
         self.probe: Probe | None = None

@@ -48,7 +48,8 @@ class _Capture(torch.autograd.Function):
 
 def capture(y: Tensor, x: Tensor, name: str, probe: Probe) -> Tensor:
     """y (…, m), unchanged; x (…, n) is the input of the layer `name` that made it."""
-    return _Capture.apply(y, x, probe.root, name, probe)
+    same: Tensor = _Capture.apply(y, x, probe.root, name, probe)  # type: ignore[no-untyped-call]  # torch's own
+    return same
 
 
 def full_gradients(model: Any, layers: Iterable[Any], micro_batches: list[Tensor]) -> dict[str, Tensor]:

@@ -96,6 +96,6 @@ def _choose_or_none(choose: ChooseBasis, gradient: Tensor, generator: torch.Gene
         return None
     try:
         basis = choose(gradient, generator)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # documented, not declared
         return None
     return basis if bool(torch.isfinite(basis).all()) else None

@@ -1,0 +1,44 @@
+# The two commands to know: make demo, make test.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: help setup demo up test check format clean
+
+help:
+	@echo "make demo    set up, then train a small LLaMA with GaLore through the whole service (about 2 minutes)"
+	@echo "make up      set up, then run the service on this machine until Ctrl-C"
+	@echo "make test    set up, then run all tests (real Valkey, real PostgreSQL, both started by the tests)"
+	@echo "make check   set up, then ruff, mypy and the import contracts"
+	@echo "make format  let ruff rewrite what it can"
+
+setup: $(VENV)/installed
+
+# A virtual environment with pinned dependencies; made again when they change.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Stiefel needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/stiefel demo
+
+up: setup
+	$(BIN)/stiefel up
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .stiefel build dist *.egg-info

@@ -1,0 +1,27 @@
+"""The files of a dataset. Imports no torch."""
+
+import glob
+import hashlib
+import sysconfig
+from pathlib import Path
+
+from trainer.errors import DataError
+
+
+def find_files(patterns: tuple[str, ...]) -> list[Path]:
+    """Files of paths and globs, sorted within each pattern. Raises DataError for one that matches nothing."""
+    found: list[Path] = []
+    for pattern in patterns:
+        matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True) if Path(match).is_file())
+        if not matches:
+            raise DataError(f"dataset.files: nothing matches {pattern!r}; give a file or a glob that the trainer sees")
+        found += matches
+    return list(dict.fromkeys(found))
+
+
+def stdlib_files() -> list[Path]:
+    """Python's own library without its tests, in an order that depends on the names alone but mixes the packages."""
+    root = Path(sysconfig.get_path("stdlib"))
+    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    files = [file for file in root.rglob("*.py") if not skipped & set(file.relative_to(root).parts)]
+    return sorted(files, key=lambda file: hashlib.sha256(str(file.relative_to(root)).encode()).digest())
