@@ -37,7 +37,7 @@ def build_model(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> Any:
             raise SpecError(f"model: {source!r} cannot be loaded: {error}") from error
     _check_sizes(model, spec, len(tokenizer))
     if spec.optimisation.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 

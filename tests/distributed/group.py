@@ -1,0 +1,29 @@
+"""Starting a group of ranks on a list of cases."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from trainer.process import free_port
+
+
+def run_group(directory: Path, processes: int, cases: list[dict[str, Any]], threads: int = 1) -> None:
+    """Train every case with `processes` ranks and wait; raises with the end of the output if a rank fails."""
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / f"cases-{processes}.json"
+    file.write_text(json.dumps(cases))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), "tests/distributed/rank.py", str(file)]
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]

@@ -1,0 +1,66 @@
+"""What each rank of a group runs: every case of a list, one after the other, in one process group.
+
+python -m torch.distributed.run --nproc-per-node N tests/distributed/rank.py CASES.json
+
+Starting processes and importing torch costs far more than training a tiny model, so one group serves many cases.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.distributed.case import save_arrays  # noqa: E402
+from trainer.config import TrainingSpec  # noqa: E402
+from trainer.lowrank.linear import LowRankLinear  # noqa: E402
+from trainer.run import Run  # noqa: E402
+from trainer.rundir import RunDir  # noqa: E402
+from trainer.train import distributed  # noqa: E402
+
+
+def effective_weights(run: Run) -> dict[str, torch.Tensor]:
+    """Every parameter of the plain model, whole: W_eff for the targets. Collective."""
+    weights = {}
+    low_rank = {name: module for name, module in run.model.named_modules() if isinstance(module, LowRankLinear)}
+    for name, parameter in run.model.named_parameters():
+        owner, _, part = name.rpartition(".")
+        value = run.shards.read(parameter).float()
+        if owner in low_rank and part != "weight":
+            continue
+        if owner in low_rank:
+            layer = low_rank[owner]
+            value = layer.scale * value + run.shards.read(layer.B).float() @ run.shards.read(layer.A).float()
+        weights[name] = value.cpu()
+    return weights
+
+
+def train(case: dict[str, Any]) -> None:
+    """Train `steps` steps; at each of `save_at`, write a checkpoint and go on with a new engine made from it."""
+    rundir = RunDir(case["directory"])
+    rundir.root.mkdir(parents=True, exist_ok=True)
+    events: list[Any] = []
+    run = Run(TrainingSpec.model_validate(case["spec"]), rundir, events.append)
+    while run.step < case["steps"]:
+        run.train_step(lambda: False)
+        if run.step in case.get("save_at", []):
+            run.save()
+            run = Run(TrainingSpec.model_validate(case.get("resume_as", case["spec"])), rundir, events.append)
+    run.evaluate()
+    weights = effective_weights(run)
+    state_bytes = run.shards.state_bytes()
+    if dist.get_rank() == 0:
+        save_arrays(rundir.root / "weights.npz", weights)
+        answer = {"events": [json.loads(e.model_dump_json()) for e in events], "state_bytes": state_bytes}
+        (rundir.root / "answer.json").write_text(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    with distributed():
+        for wanted in json.loads(Path(sys.argv[1]).read_text()):
+            train(wanted)
+            dist.barrier()
