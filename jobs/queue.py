@@ -35,7 +35,10 @@ class Doorbell:
     def __init__(self, settings: Settings) -> None:
         self._app = make_celery(settings)
         # Fail fast: the caller has a user waiting, and the outbox keeps the message for later.
-        self._app.conf.broker_transport_options = {"socket_connect_timeout": 2, "socket_timeout": 2, "max_retries": 1}
+        self._app.conf.broker_transport_options = {
+            **{"socket_connect_timeout": 2, "socket_timeout": 2},
+            **{"max_retries": 1, "interval_start": 0.05, "interval_step": 0.0},
+        }
         self._queue = settings.queue
 
     def ring(self, job_id: str) -> None:

@@ -222,21 +222,23 @@ class TrainingSpec(_Strict):
         if self.deepspeed.offload == "cpu" and self.deepspeed.zero_stage == 0:
             raise refuse("deepspeed.offload", "offload cpu needs zero_stage 1, 2 or 3; stage 0 has nothing to offload")
         if isinstance(self.model, PresetModel):
-            check_rank(self.method, PRESETS[self.model.preset], self.model.preset)
+            problem = rank_problem(self.method, PRESETS[self.model.preset], self.model.preset)
+            if problem:
+                raise refuse("method.rank", problem)
         return self
 
 
-def check_rank(method: MethodConfig, shape: Shape, model: str) -> None:
-    """Refuse a rank that a target matrix does not have."""
+def rank_problem(method: MethodConfig, shape: Shape, model: str) -> str | None:
+    """What is wrong with the method's rank for a model of this shape, if anything is."""
     if not isinstance(method, LowRankSettings):
-        return
+        return None
     for name, (rows, columns) in shape.target_sides().items():
         if name in method.targets and method.rank > min(rows, columns):
-            raise refuse(
-                "method.rank",
+            return (
                 f"rank {method.rank} is above the smallest side of {name} in {model} ({rows}×{columns}); "
-                f"choose at most {min(rows, columns)}, or leave {name} out of method.targets",
+                f"choose at most {min(rows, columns)}, or leave {name} out of method.targets"
             )
+    return None
 
 
 def _resolve_optimisation(spec: TrainingSpec) -> Optimisation:

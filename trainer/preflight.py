@@ -10,7 +10,7 @@ from trainer.config import (
     HubDataset,
     StdlibDataset,
     TrainingSpec,
-    check_rank,
+    rank_problem,
 )
 from trainer.errors import DataError, SpecError
 from trainer.files import find_files, stdlib_files
@@ -60,5 +60,6 @@ def _check_model(spec: TrainingSpec, path: Path) -> None:
     if not (path / "config.json").is_file():
         raise SpecError(f"model.path: {str(path)!r} holds no config.json; give a Hugging Face model directory")
     shape = shape_of_directory(path)
-    if shape is not None:
-        check_rank(spec.method, shape, str(path))
+    problem = rank_problem(spec.method, shape, str(path)) if shape is not None else None
+    if problem:
+        raise SpecError(f"method.rank: {problem}")

@@ -3,7 +3,7 @@
 import logging
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Query
+from fastapi import APIRouter, BackgroundTasks, Body, Query
 
 from api.deps import Given, Services
 from api.errors import ErrorAnswer
@@ -62,12 +62,15 @@ EXAMPLES = {
 
 
 @router.post("", status_code=201)
-def create_job(given: Given, request: Annotated[JobRequest, Body(openapi_examples=EXAMPLES)]) -> JobView:
+def create_job(
+    given: Given, request: Annotated[JobRequest, Body(openapi_examples=EXAMPLES)], afterwards: BackgroundTasks
+) -> JobView:
     """Store a job and ring for a worker. The answer shows every setting as it was resolved."""
     if given.settings.check_files:
         preflight(request.spec())
     job = store.create(given.database, given.settings, request)
-    _announce(given, job.id)
+    # After the answer: what is promised stands in the database, and a broker that is away shall keep nobody waiting.
+    afterwards.add_task(_announce, given, job.id)
     return JobView.of(job)
 
 
@@ -157,10 +160,10 @@ def pause_job(given: Given, job_id: str) -> JobDetail:
 
 
 @router.post("/{job_id}/resume")
-def resume_job(given: Given, job_id: str) -> JobDetail:
+def resume_job(given: Given, job_id: str, afterwards: BackgroundTasks) -> JobDetail:
     """A paused job back to the queue."""
     job = store.resume(given.database, job_id)
-    _announce(given, job_id)
+    afterwards.add_task(_announce, given, job_id)
     return _detail(given, job)
 
 

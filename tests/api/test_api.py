@@ -1,0 +1,227 @@
+"""The API without workers: what it accepts, what it refuses, and how it says so. On SQLite and on PostgreSQL."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from api.main import create_app
+from jobs import lease as leases
+from jobs import store
+from jobs.database import Database
+from jobs.settings import Settings
+from tests.conftest import Broker, job_body
+from tests.jobs.test_lease import started, step
+
+
+@pytest.fixture
+def client(settings: Settings, database: Database) -> Iterator[TestClient]:
+    with TestClient(create_app(settings), raise_server_exceptions=False) as opened:
+        yield opened
+
+
+def test_a_job_is_accepted_while_the_broker_is_away_and_announced_later(
+    client: TestClient, database: Database, broker: Broker
+) -> None:
+    answer = client.post("/v1/jobs", json=job_body(name="n", metadata={"team": "a"}))
+    assert answer.status_code == 201
+    job = answer.json()
+    assert (job["state"], job["name"], job["metadata"]) == ("queued", "n", {"team": "a"})
+    # Every default is filled in.
+    assert job["spec"]["optimisation"]["learning_rate"] == 0.01
+    assert job["spec"]["optimisation"]["micro_batch"] == 4
+    assert job["spec"]["method"]["alpha"] == 0.25
+    ready = client.get("/readyz").json()
+    assert ready["database"] == "ok"
+    assert ready["broker"].startswith("away")
+
+
+def test_what_a_job_says_can_be_submitted_again(client: TestClient) -> None:
+    spec = client.post("/v1/jobs", json=job_body()).json()["spec"]
+    assert client.post("/v1/jobs", json=spec).json()["spec"] == spec
+
+
+NOT_LONG_ENOUGH = {"source": "text", "files": ["{directory}/short.txt"], "sequence_length": 64}
+BAD = [
+    ({"surprise": 1}, "surprise", "not permitted"),
+    ({"method": {"rank": 0}}, "method.rank", "greater than or equal to 1 (got 0)"),
+    ({"method": {"rank": 65}}, "method.rank", "choose at most 64"),
+    ({"method": {"period": 0}}, "method.period", "greater than or equal to 1 (got 0)"),
+    ({"method": {"name": "galor"}}, "method", "'full', 'galore'"),
+    ({"method": {"alpha": "much"}}, "method.alpha", "valid number"),
+    ({"method": {"surprise": 1}}, "method.surprise", "not permitted"),
+    ({"method": "full", "optimisation": {"steps": 0}}, "optimisation.steps", "greater than or equal to 1"),
+    ({"model": {"preset": "llama-2m"}}, "model.preset", "llama-1m"),
+    ({"model": {"preset": "llama-tiny", "path": "/x"}}, "model", "exactly one of preset, path, hub"),
+    ({"model": {"path": "models/mine"}}, "model", "exactly one"),
+    ({"optimisation": {"tokens": 7}}, "optimisation.tokens", "give one of the two"),
+    ({"optimisation": {"global_batch": 5}, "resources": {"processes": 2}}, "optimisation.global_batch", "processes 2"),
+    ({"optimisation": {"micro_batch": 3}}, "optimisation.micro_batch", "does not divide"),
+    ({"optimisation": {"warmup_steps": 21}}, "optimisation.warmup_steps", "above steps 20"),
+    ({"optimisation": {"dtype": "fp16"}}, "optimisation.dtype", "'fp32' or 'bf16'"),
+    ({"optimisation": {"dtype": "bf16"}, "deepspeed": {"zero_stage": 0}}, "deepspeed.zero_stage", "use zero_stage 1"),
+    ({"deepspeed": {"zero_stage": 0, "offload": "cpu"}}, "deepspeed.offload", "needs zero_stage"),
+    ({"deepspeed": {"zero_stage": 4}}, "deepspeed.zero_stage", "got 4"),
+    ({"dataset": {"source": "text", "files": ["/no/such/file.txt"]}}, "dataset.files", "nothing matches"),
+    ({"dataset": {"source": "text", "files": ["here.txt"]}}, "dataset.files", "absolute"),
+    ({"dataset": {"source": "text"}}, "dataset.files", "required"),
+    ({"dataset": NOT_LONG_ENOUGH}, "dataset.sequence_length", "need 128"),
+    ({"dataset": {"sequence_length": 1}}, "dataset.sequence_length", "got 1"),
+    ({"metadata": {"k": "v" * 513}}, "metadata.k", "512"),
+    ({"name": ""}, "name", "at least 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "param", "words"), BAD, ids=[f"{p}-{n}" for n, (_, p, _) in enumerate(BAD)])
+def test_bad_input_is_refused_by_name_and_leaves_nothing_behind(
+    client: TestClient, tmp_path: Path, changes: dict[str, Any], param: str, words: str
+) -> None:
+    (tmp_path / "short.txt").write_text("Too short for two sequences.")
+    body = json.loads(json.dumps(job_body(**changes)).replace("{directory}", str(tmp_path)))
+    if changes.get("dataset", {}).get("source") == "text":
+        body["dataset"] = json.loads(json.dumps(changes["dataset"]).replace("{directory}", str(tmp_path)))
+    if changes.get("model") == {"path": "models/mine"}:
+        body["model"] = {}
+    answer = client.post("/v1/jobs", json=body)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert words in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert answer.headers["x-should-retry"] == "false"
+    assert client.get("/v1/jobs").json()["data"] == []
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_body_that_is_no_json_says_where(client: TestClient) -> None:
+    answer = client.post("/v1/jobs", content='{"model": }', headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert "at character 10" in answer.json()["error"]["message"]
+
+
+def test_a_model_directory_is_looked_into(client: TestClient, tmp_path: Path) -> None:
+    missing = client.post("/v1/jobs", json=job_body(model={"path": str(tmp_path)}) | {"model": {"path": str(tmp_path)}})
+    assert missing.json()["error"]["param"] == "model.path"
+    config = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 2}))
+    body = job_body() | {"model": {"path": str(tmp_path)}, "method": {"name": "galore", "rank": 20}}
+    error = client.post("/v1/jobs", json=body).json()["error"]
+    assert error["param"] == "method.rank"
+    assert "k_proj" in error["message"]
+    assert "16×32" in error["message"]
+
+
+def test_unknown_things_are_404_in_the_one_shape(client: TestClient) -> None:
+    for path in ("", "/events", "/metrics", "/checkpoints", "/logs"):
+        answer = client.get(f"/v1/jobs/job-none{path}")
+        assert answer.status_code == 404, path
+        assert answer.json()["error"]["code"] == "not_found"
+    assert client.get("/v1/nothing").json()["error"]["type"] == "not_found_error"
+    assert client.post("/v1/jobs/job-none/cancel").status_code == 404
+    assert client.delete("/v1/jobs").json()["error"]["code"] == "method_not_allowed"
+    assert client.get("/v1/jobs?limit=0").json()["error"]["param"] == "limit"
+
+
+def test_lists_are_newest_first_in_pages_and_filtered(client: TestClient) -> None:
+    ids = [client.post("/v1/jobs", json=job_body(name=str(n))).json()["id"] for n in range(5)]
+    full = client.post("/v1/jobs", json=job_body() | {"method": "full"}).json()["id"]
+    client.post(f"/v1/jobs/{ids[0]}/cancel")
+    seen, after = [], None
+    while True:
+        page = client.get("/v1/jobs", params={"limit": 2} | ({"after": after} if after else {})).json()
+        seen += [job["id"] for job in page["data"]]
+        after = page["last_id"]
+        if not page["has_more"]:
+            break
+    assert seen == [full, *reversed(ids)]
+    assert [job["id"] for job in client.get("/v1/jobs?method=full").json()["data"]] == [full]
+    assert [job["id"] for job in client.get("/v1/jobs?state=cancelled").json()["data"]] == [ids[0]]
+
+
+def test_cancelling_is_idempotent_and_says_when_it_is_too_late(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
+    job = client.post("/v1/jobs", json=job_body()).json()
+    assert client.post(f"/v1/jobs/{job['id']}/cancel").json()["state"] == "cancelled"
+    assert client.post(f"/v1/jobs/{job['id']}/cancel").json()["state"] == "cancelled"
+    done = client.post("/v1/jobs", json=job_body()).json()
+    lease = leases.claim(database, settings, done["id"], "w")
+    assert lease is not None
+    leases.finish(database, settings, lease, leases.Outcome("succeeded", 0))
+    answer = client.post(f"/v1/jobs/{done['id']}/cancel")
+    assert answer.status_code == 409
+    assert "is succeeded" in answer.json()["error"]["message"]
+
+
+def test_a_running_job_shows_progress_and_is_scraped(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
+    job = client.post("/v1/jobs", json=job_body(name="scraped")).json()
+    lease = leases.claim(database, settings, job["id"], "w")
+    assert lease is not None
+    leases.record(database, lease, [started(0), *(step(n, 5.0 - n) for n in range(1, 5))], 9)
+    seen = client.get(f"/v1/jobs/{job['id']}").json()
+    assert seen["progress"] == {"step": 4, "steps": 20, "ratio": 0.2, "eta_seconds": 8.0, "doing": None}
+    assert seen["figures"]["loss"] == 1.0
+    assert [a["outcome"] for a in seen["attempts"]] == [None]
+    metrics = client.get(f"/v1/jobs/{job['id']}/metrics?after=1&limit=2").json()
+    assert [p["step"] for p in metrics["points"]] == [2, 3]
+    assert metrics["has_more"]
+    assert metrics["last_step"] == 3
+    kinds = [e["type"] for e in client.get(f"/v1/jobs/{job['id']}/events").json()["data"]]
+    assert kinds == ["queued", "claimed", "started"]
+
+    samples = scrape(client)
+    labels = frozenset({("job_id", job["id"]), ("method", "galore")})
+    assert samples["stiefel_job_train_loss", labels] == 1.0
+    assert samples["stiefel_job_tokens_total", labels] == 40
+    assert samples["stiefel_job_progress_ratio", labels] == 0.2
+    assert samples["stiefel_jobs", frozenset({("state", "running"), ("method", "galore")})] == 1
+    assert samples["stiefel_workers_busy", frozenset()] == 1
+
+
+def scrape(client: TestClient) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    families = text_string_to_metric_families(answer.text)
+    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+
+def test_http_times_are_by_route_and_not_by_job(client: TestClient) -> None:
+    client.get("/v1/jobs/job-none")
+    names = {dict(labels).get("route") for name, labels in scrape(client) if name == "stiefel_http_request_seconds_count"}
+    assert "/v1/jobs/{job_id}" in names
+    assert not any("job-none" in str(name) for name in names)
+
+
+def test_methods_are_described_with_their_schema(client: TestClient) -> None:
+    methods = {m["name"]: m for m in client.get("/v1/methods").json()["data"]}
+    assert set(methods) == {"full", "galore"}
+    assert "arXiv:2403.03507" in methods["galore"]["paper"]
+    assert methods["galore"]["json_schema"]["properties"]["rank"]["minimum"] == 1
+
+
+def test_the_api_documents_itself_with_examples_that_it_accepts(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    examples = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert client.post("/v1/jobs", json=examples["galore"]["value"]).status_code == 201
+    refused = client.post("/v1/jobs", json=examples["full"]["value"]).json()["error"]
+    assert refused["param"] == "dataset.files"  # its files are not on this machine; everything else is right
+
+
+def test_a_database_that_is_away_is_503_and_worth_a_retry(client: TestClient, database: Database) -> None:
+    job_id = client.post("/v1/jobs", json=job_body()).json()["id"]
+    with database.transaction() as session:
+        from sqlalchemy import text
+
+        session.execute(text("ALTER TABLE jobs RENAME TO elsewhere"))
+    answer = client.get(f"/v1/jobs/{job_id}")
+    assert answer.status_code >= 500
+    assert "x-should-retry" not in answer.headers
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/healthz").status_code == 200
+    assert store is not None

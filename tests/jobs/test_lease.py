@@ -1,0 +1,248 @@
+"""The right to run a job: one at a time, and void once lost. On SQLite and on PostgreSQL."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import select, update
+
+from jobs import lease as leases
+from jobs import store, upkeep
+from jobs.database import Database
+from jobs.errors import LeaseLost
+from jobs.lease import Lease, Outcome
+from jobs.requests import JobRequest
+from jobs.settings import Settings
+from jobs.states import EDGES, TERMINAL, State
+from jobs.tables import Job, Outbox, Point
+from tests.conftest import job_body
+from trainer import events
+
+FAILURE = {"code": "unknown", "message": "it broke"}
+
+
+def submit(database: Database, settings: Settings) -> Job:
+    return store.create(database, settings, JobRequest.model_validate(job_body()))
+
+
+def claim(database: Database, settings: Settings, job: Job, worker: str = "w") -> Lease:
+    lease = leases.claim(database, settings, job.id, worker)
+    assert lease is not None
+    return lease
+
+
+def expire(database: Database, job: Job) -> None:
+    with database.transaction() as session:
+        session.execute(update(Job).where(Job.id == job.id).values(lease_expires_at=1.0))
+
+
+def step(number: int, loss: float) -> events.Step:
+    return events.Step(
+        step=number,
+        loss=loss,
+        learning_rate=0.1,
+        gradient_norm=1.0,
+        tokens=number * 10,
+        seconds=0.5,
+        projection_seconds=0.0,
+        tokens_per_second=20.0,
+        peak_device_bytes=None,
+        peak_host_bytes=1,
+    )
+
+
+def started(number: int) -> events.Started:
+    return events.Started(
+        step=number,
+        steps=20,
+        processes=1,
+        device="cpu",
+        parameters=1,
+        trained_parameters=1,
+        optimizer_state_bytes=1,
+        full_adamw_state_bytes=2,
+        tokens_per_step=10,
+        training_tokens=100,
+    )
+
+
+def test_two_workers_cannot_claim_one_job(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: leases.claim(database, settings, job.id, f"w{n}"), range(8)))
+    assert sum(lease is not None for lease in won) == 1
+
+
+def test_a_claim_after_the_lease_ran_out_makes_the_old_one_void(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+    old = claim(database, settings, job)
+    expire(database, job)
+    new = claim(database, settings, job, "other")
+    assert new.fence > old.fence
+    with pytest.raises(LeaseLost):
+        leases.beat(database, settings, old)
+    with pytest.raises(LeaseLost):
+        leases.record(database, old, [step(1, 9.0)], 100)
+    with pytest.raises(LeaseLost):
+        leases.finish(database, settings, old, Outcome("succeeded", 0))
+    assert store.points(database, job.id).items == []
+    assert [a.outcome for a in store.attempts(database, job.id)] == ["lost", None]
+
+
+def test_events_and_their_offset_are_stored_together(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+    lease = claim(database, settings, job)
+    leases.record(database, lease, [started(0), step(1, 3.0), step(2, 2.0)], 512)
+    assert leases.events_offset(database, lease) == 512
+    seen = store.get(database, job.id)
+    assert (seen.step, seen.figures["loss"]) == (2, 2.0)
+
+
+def test_a_resumed_attempt_replaces_what_lay_behind_its_checkpoint(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+    lease = claim(database, settings, job)
+    leases.record(database, lease, [started(0), *(step(n, float(n)) for n in range(1, 6))], 1)
+    leases.record(database, lease, [started(3), step(4, 44.0)], 2)
+    points = store.points(database, job.id).items
+    assert [(p.step, p.loss) for p in points] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 44.0)]
+
+
+def test_a_retryable_failure_is_queued_again_with_backoff_until_attempts_are_used_up(
+    database: Database, settings: Settings
+) -> None:
+    job = submit(database, settings)
+    states = []
+    for _ in range(settings.max_attempts):
+        with database.transaction() as session:  # let the backoff pass
+            session.execute(update(Job).where(Job.id == job.id).values(not_before=0.0))
+        lease = claim(database, settings, job)
+        states.append(leases.finish(database, settings, lease, Outcome("failed", 1, FAILURE, retryable=True)))
+    assert states == [State.QUEUED, State.QUEUED, State.FAILED]
+    ended = store.get(database, job.id)
+    assert ended.error == FAILURE
+    assert ended.finished_at is not None
+
+
+def test_backoff_keeps_a_job_from_being_claimed_too_early(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+    lease = claim(database, settings, job)
+    leases.finish(database, settings, lease, Outcome("failed", 1, FAILURE, retryable=True))
+    assert leases.claim(database, settings, job.id, "w") is None
+
+
+def test_a_failure_that_would_happen_again_is_final(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+    lease = claim(database, settings, job)
+    assert leases.finish(database, settings, lease, Outcome("failed", 65, FAILURE, retryable=False)) == State.FAILED
+
+
+def test_a_worker_that_shuts_down_costs_no_attempt(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+    for _ in range(settings.max_attempts + 2):
+        lease = claim(database, settings, job)
+        assert leases.finish(database, settings, lease, Outcome("stopped", 0)) == State.QUEUED
+    assert store.get(database, job.id).failures == 0
+
+
+@pytest.mark.parametrize("kind", ["stopped", "failed"])
+def test_cancelling_a_running_job_is_a_wish_that_its_end_fulfils(
+    database: Database, settings: Settings, kind: str
+) -> None:
+    job = submit(database, settings)
+    lease = claim(database, settings, job)
+    assert store.request_cancel(database, job.id).state == State.RUNNING
+    assert leases.beat(database, settings, lease).cancel
+    assert leases.finish(database, settings, lease, Outcome(kind, 0, None, True)) == State.CANCELLED
+
+
+def test_a_job_that_finishes_before_it_hears_of_the_wish_has_succeeded(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+    lease = claim(database, settings, job)
+    store.request_cancel(database, job.id)
+    assert leases.finish(database, settings, lease, Outcome("succeeded", 0)) == State.SUCCEEDED
+
+
+def test_pause_and_resume(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+    lease = claim(database, settings, job)
+    store.request_pause(database, job.id)
+    assert leases.finish(database, settings, lease, Outcome("stopped", 0)) == State.PAUSED
+    assert leases.claim(database, settings, job.id, "w") is None
+    assert store.resume(database, job.id).state == State.QUEUED
+    assert leases.claim(database, settings, job.id, "w") is not None
+
+
+def test_a_lost_worker_s_job_is_queued_again_and_announced(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+    upkeep.publish_due(database, lambda _: None)
+    lease = claim(database, settings, job)
+    assert upkeep.requeue_lost(database, settings) == 0
+    expire(database, job)
+    assert upkeep.requeue_lost(database, settings) == 1
+    assert store.get(database, job.id).state == State.QUEUED
+    announced: list[str] = []
+    upkeep.publish_due(database, announced.append)
+    assert announced == [job.id]
+    with pytest.raises(LeaseLost):
+        leases.beat(database, settings, lease)
+
+
+def test_a_job_that_loses_every_worker_fails_in_the_end(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+    for _ in range(settings.max_attempts):
+        claim(database, settings, job)
+        expire(database, job)
+        upkeep.requeue_lost(database, settings)
+    ended = store.get(database, job.id)
+    assert ended.state == State.FAILED
+    assert ended.error is not None and ended.error["code"] == "infrastructure"
+
+
+def test_an_announcement_stays_until_the_broker_has_it(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+
+    def broken(_: str) -> None:
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        upkeep.publish_due(database, broken)
+    published: list[str] = []
+    upkeep.publish_due(database, published.append)
+    upkeep.publish_due(database, published.append)
+    assert published == [job.id]
+
+
+def test_a_forgotten_job_is_announced_again_but_not_while_workers_are_merely_busy(
+    database: Database, settings: Settings
+) -> None:
+    job = submit(database, settings)
+    upkeep.publish_due(database, lambda _: None)
+    with database.transaction() as session:
+        session.execute(update(Job).values(queued_at=1.0, announced_at=2.0))
+    assert upkeep.announce_again(database, settings, waiting_messages=1) == 0
+    assert upkeep.announce_again(database, settings, waiting_messages=0) == 1
+    assert upkeep.announce_again(database, settings, waiting_messages=0) == 0  # it is in the outbox already
+    with database.reading() as session:
+        assert session.scalars(select(Outbox.job_id)).all() == [job.id]
+
+
+def test_points_can_be_paged_and_thinned(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+    lease = claim(database, settings, job)
+    leases.record(database, lease, [step(n, 1.0) for n in range(1, 101)], 1)
+    page = store.points(database, job.id, after=10, limit=5)
+    assert [p.step for p in page.items] == [11, 12, 13, 14, 15]
+    assert page.has_more
+    thin = store.points(database, job.id, thin_to=9)
+    assert [p.step for p in thin.items] == [12, 24, 36, 48, 60, 72, 84, 96, 100]
+
+
+def test_the_database_refuses_points_of_an_unknown_job(database: Database) -> None:
+    from sqlalchemy.exc import IntegrityError
+
+    with pytest.raises(IntegrityError), database.transaction() as session:
+        session.add(Point(job_id="job-none", **step(1, 1.0).model_dump(exclude={"type"})))
+
+
+def test_terminal_states_have_no_way_out() -> None:
+    assert all(not EDGES[state] for state in TERMINAL)
+    assert set(EDGES) == set(State)
