@@ -118,6 +118,8 @@ class Stack:
         process.wait()
 
     def restart(self, name: str) -> None:
+        """Start one child again that has ended, or is about to."""
+        self._process(name).wait(_WORKER_SECONDS)
         self._spawn(self.children[name])
 
     def pid(self, name: str) -> int:
@@ -129,7 +131,9 @@ class Stack:
         config = BrokerConfig(self.home / "broker", free_port(), secrets.token_hex(16))
         self._start("broker", [find_server(), str(config.write())])
         self._settings["STIEFEL_REDIS_URL"] = config.url
-        self._wait_for("broker", lambda: bool(redis.Redis.from_url(config.url).ping()))
+        client = redis.Redis.from_url(config.url)
+        self._wait_for("broker", lambda: bool(client.ping()))
+        client.close()
 
     def _migrate(self) -> None:
         done = subprocess.run(

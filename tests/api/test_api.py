@@ -193,7 +193,9 @@ def scrape(client: TestClient) -> dict[tuple[str, frozenset[tuple[str, str]]], f
 
 def test_http_times_are_by_route_and_not_by_job(client: TestClient) -> None:
     client.get("/v1/jobs/job-none")
-    names = {dict(labels).get("route") for name, labels in scrape(client) if name == "stiefel_http_request_seconds_count"}
+    names = {
+        dict(labels).get("route") for name, labels in scrape(client) if name == "stiefel_http_request_seconds_count"
+    }
     assert "/v1/jobs/{job_id}" in names
     assert not any("job-none" in str(name) for name in names)
 

@@ -34,10 +34,7 @@ PROBLEMS = {
     "activation-checkpointing": {"activation_checkpointing": True},
 }
 CASES = [
-    (engine, accumulation, problem)
-    for engine in ENGINES
-    for accumulation in (1, 2)
-    for problem in ("plain", "decay")
+    (engine, accumulation, problem) for engine in ENGINES for accumulation in (1, 2) for problem in ("plain", "decay")
 ] + [(engine, 2, problem) for engine in ("zero0", "zero3") for problem in ("clipped", "activation-checkpointing")]
 
 

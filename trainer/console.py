@@ -1,0 +1,54 @@
+"""Events as lines for a person: what `python -m trainer run` prints, and so what ends up in log.txt. No torch."""
+
+import time
+
+from trainer import events
+
+# Steps come fast; a line this often is enough for a person and keeps the log small.
+_SECONDS_BETWEEN_STEPS = 5.0
+
+
+class Console:
+    """Prints each event as it comes, steps only now and then."""
+
+    def __init__(self) -> None:
+        self._last_step_line = 0.0
+        self._steps = 0
+
+    def show(self, event: events.Event) -> None:
+        if isinstance(event, events.Started):
+            self._steps = event.steps
+        if isinstance(event, events.Step):
+            if time.monotonic() < self._last_step_line + _SECONDS_BETWEEN_STEPS:
+                return
+            self._last_step_line = time.monotonic()
+        print(f"{time.strftime('%H:%M:%S', time.localtime(event.at))}  {self._words(event)}", flush=True)
+
+    def _words(self, event: events.Event) -> str:
+        match event:
+            case events.Preparing():
+                return event.what + (f": {event.done:,} tokens" if event.done is not None else "")
+            case events.Started():
+                return (
+                    f"training from step {event.step} to {event.steps} on {event.processes} × {event.device}: "
+                    f"{event.parameters:,} parameters, {event.trained_parameters:,} trained, "
+                    f"optimizer state {event.optimizer_state_bytes:,} bytes"
+                )
+            case events.Step():
+                return (
+                    f"step {event.step}/{self._steps}  loss {event.loss:.4f}  rate {event.learning_rate:.2e}  "
+                    f"{event.tokens_per_second:,.0f} tokens/s"
+                )
+            case events.Switched():
+                kept = "unknown" if event.energy_kept is None else f"{event.energy_kept:.3f}"
+                return f"step {event.step}: new subspaces in {event.seconds:.2f} s, energy kept {kept}"
+            case events.Evaluated():
+                return f"step {event.step}: held-out loss {event.loss:.4f}, perplexity {event.perplexity:.2f}"
+            case events.Checkpointed():
+                return f"step {event.step}: checkpoint {event.path} ({event.bytes:,} bytes, {event.seconds:.2f} s)"
+            case events.Stopped():
+                return f"step {event.step}: stopped on request"
+            case events.Finished():
+                return f"step {event.step}: finished after {event.seconds:.1f} s"
+            case events.Failed():
+                return f"step {event.step}: failed on rank {event.rank}: {event.reason}: {event.message}"
