@@ -11,8 +11,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from trainer.config import TrainingSpec, problems
+from trainer.console import Console
 from trainer.errors import SpecError, TrainerError, classify
-from trainer.events import EventLog, Failed
+from trainer.events import Event, EventLog, Failed
 from trainer.methodconfig import METHOD_CONFIGS
 from trainer.process import become_torchrun, die_with_parent, free_port
 from trainer.rundir import RunDir
@@ -41,17 +42,22 @@ def run(arguments: argparse.Namespace) -> int:
             become_torchrun(rundir.root, spec.resources.processes)
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(free_port())
-    log = EventLog(rundir.events)
+    log, console = EventLog(rundir.events), Console()
+
+    def emit(event: Event) -> None:
+        log.write(event)
+        console.show(event)
+
     try:
         # Only now, so that a wrong spec is told within a blink and torchrun's parent stays small.
         from trainer.train import distributed, train
 
         with distributed():
-            train(spec, rundir, log.write)
+            train(spec, rundir, emit)
     except Exception as error:
         leaf = classify(error)
         rank = int(os.environ["RANK"])
-        log.write(Failed(step=log.last_step, reason=leaf.name, message=str(leaf), retryable=leaf.retryable, rank=rank))
+        emit(Failed(step=log.last_step, reason=leaf.name, message=str(leaf), retryable=leaf.retryable, rank=rank))
         raise leaf from error
     finally:
         log.close()
