@@ -25,14 +25,14 @@ def documents(dataset: DatasetSpec) -> Iterator[str]:
 
 def _text_or_none(file: Path) -> str | None:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode()
     except UnicodeDecodeError:
         return None
 
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise DataError(f"dataset.files: {file} is not UTF-8 at byte {error.start}; convert it first") from error
     except OSError as error:

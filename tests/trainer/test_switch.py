@@ -1,0 +1,157 @@
+"""The change of subspace: what must not change, and what happens when a basis cannot be had."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.trainer.alone import make_run
+from trainer import events
+from trainer.lowrank.linear import LowRankLinear
+from trainer.lowrank.probe import full_gradients
+from trainer.methods.galore import GaLore
+from trainer.run import Run
+from trainer.zero import shape_of
+
+pytestmark = pytest.mark.usefixtures("process_group")
+
+
+def layers(run: Run) -> list[LowRankLinear]:
+    assert isinstance(run.method, GaLore)
+    return run.method.layers
+
+
+def loss(run: Run) -> float:
+    tokens = run.sequences.load(list(range(8)))
+    with torch.no_grad():
+        return float(run.model(input_ids=tokens, labels=tokens).loss)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_switch_leaves_the_loss_as_it_was(tmp_path: Path, stage: int) -> None:
+    run, _ = make_run(tmp_path, deepspeed={"zero_stage": stage}, optimisation={"weight_decay": 0.1})
+    for _ in range(3):
+        run.train_step(lambda: False)
+    before = loss(run)
+    assert any(layer.scale != 1.0 for layer in layers(run))
+    from trainer.lowrank.switch import switch
+
+    gradients = {layer.name: torch.randn(shape_of(layer.weight)) for layer in layers(run)}
+    assert isinstance(run.method, GaLore)
+    switch(layers(run), gradients, run.method.choose, run.shards, seed=0, step=3)
+    assert loss(run) == pytest.approx(before, abs=2e-6)
+    assert all(layer.scale == 1.0 for layer in layers(run))
+    assert all(float(run.shards.read(layer.core).abs().max()) == 0.0 for layer in layers(run))
+
+
+def test_the_probe_sees_the_gradient_that_autograd_gives_a_plain_model(tmp_path: Path) -> None:
+    run, _ = make_run(tmp_path, method={"rank": 4}, deepspeed={"zero_stage": 0}, optimisation={"micro_batch": 4})
+    batches = run.sequences.micro_batches(0)
+    assert len(batches) == 2
+    seen = full_gradients(run.model, layers(run), batches)
+
+    for layer in layers(run):
+        layer.weight.requires_grad_(True)
+    for tokens in batches:
+        (run.model(input_ids=tokens, labels=tokens).loss / 2).backward()
+    for layer in layers(run):
+        assert layer.weight.grad is not None
+        assert (seen[layer.name] - layer.weight.grad).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_probe_touches_no_gradient_of_a_parameter(tmp_path: Path, checkpointing: bool) -> None:
+    run, _ = make_run(tmp_path, optimisation={"activation_checkpointing": checkpointing})
+    run.model.train()
+    full_gradients(run.model, layers(run), run.sequences.micro_batches(0))
+    assert all(p.grad is None for p in run.model.parameters())
+    assert all(layer.probe is None for layer in layers(run))
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, name_part: str, value: float) -> None:
+    """Make the probe report `value` in one entry of the gradients of some layers."""
+    import trainer.methods.projected as projected
+
+    def spoilt(*arguments: Any) -> dict[str, torch.Tensor]:
+        gradients = full_gradients(*arguments)
+        for name, gradient in gradients.items():
+            if name_part in name:
+                gradient[0, 0] = value
+        return gradients
+
+    monkeypatch.setattr(projected, "full_gradients", spoilt)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_keeps_the_old_basis_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    run, found = make_run(tmp_path, method={"period": 2})
+    run.train_step(lambda: False)
+    run.train_step(lambda: False)
+    before = {layer.name: run.shards.read(layer.basis) for layer in layers(run)}
+    spoil(monkeypatch, "q_proj", value)
+    run.train_step(lambda: False)
+    switched = [e for e in found if isinstance(e, events.Switched)]
+    assert [e.fallbacks for e in switched] == [0, 2]
+    for layer in layers(run):
+        kept = torch.equal(run.shards.read(layer.basis), before[layer.name])
+        assert kept == ("q_proj" in layer.name), layer.name
+
+
+def test_without_an_old_basis_a_random_one_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, found = make_run(tmp_path)
+    spoil(monkeypatch, "", float("nan"))
+    run.train_step(lambda: False)
+    switched = next(e for e in found if isinstance(e, events.Switched))
+    assert (switched.fallbacks, switched.energy_kept) == (14, None)
+    for layer in layers(run):
+        basis = run.shards.read(layer.basis)
+        p = basis if layer.side == "left" else basis.T
+        assert (p.T @ p - torch.eye(layer.rank)).abs().max() < 1e-5
+
+
+def test_a_decomposition_that_fails_keeps_the_old_basis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, found = make_run(tmp_path, method={"period": 1})
+    run.train_step(lambda: False)
+
+    def fails(*_: Any) -> torch.Tensor:
+        raise torch.linalg.LinAlgError("did not converge")
+
+    monkeypatch.setattr(run.method, "choose", fails)
+    run.train_step(lambda: False)
+    assert [e.fallbacks for e in found if isinstance(e, events.Switched)] == [0, 14]
+
+
+def test_a_rank_or_a_target_that_the_model_lacks_is_refused_with_its_name(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from trainer.errors import SpecError
+    from trainer.lowrank.linear import replace_targets
+
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=16,
+            hidden_size=8,
+            intermediate_size=12,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )  # fmt: skip
+    )
+    with pytest.raises(SpecError, match=r"k_proj \(4×8\); choose at most 4"):
+        replace_targets(model, ("q_proj", "k_proj"), 6)
+    with pytest.raises(SpecError, match=r"called 'c_attn'; this model has \['down_proj', 'gate_proj'"):
+        replace_targets(model, ("c_attn",), 2)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    from trainer.errors import DivergenceError
+
+    run, _ = make_run(tmp_path, method="full", optimisation={"learning_rate": 10.0, "warmup_steps": 0, "dtype": "bf16"})
+    name, norm = next((n, p) for n, p in run.model.named_parameters() if n.endswith("norm.weight"))
+    run.shards.write(norm, torch.full(shape_of(norm), float("nan")))
+    with pytest.raises(DivergenceError, match="Lower optimisation.learning_rate"):
+        run.train_step(lambda: False)
+    assert name
