@@ -6,6 +6,7 @@ For a laptop, a first look and the tests; a cluster runs the same processes unde
 import logging
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -71,6 +72,7 @@ class Stack:
         self.home = self.home.absolute()
         (self.home / "logs").mkdir(parents=True, exist_ok=True)
         self.port = self.port or free_port()
+        _check_port(self.port)
         self._settings = {k: v for k, v in os.environ.items() if k.startswith("STIEFEL_")} | self.environment
         self._settings["STIEFEL_HOME"] = str(self.home)
         try:
@@ -186,3 +188,13 @@ class Stack:
                 pass  # not up yet: that is what is being waited for
             time.sleep(0.1)
         raise StackError(f"{name} was not ready within {seconds:g} s:\n{child.tail()}")
+
+
+def _check_port(port: int) -> None:
+    """Before anything is started: whoever listens there already would answer in the API's place."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise StackError(f"port {port} cannot be used: {error.strerror}; choose another with --port") from error

@@ -1,7 +1,8 @@
 """One job, from the claim to the end of its attempt: start the trainer, store what it reports, pass on what users want.
 
-A database that is away does not end a healthy run: events stay in events.jsonl and are stored later. The trainer is
-stopped only when the lease is surely lost, because then somebody else may start the same job.
+A database that is away does not end a healthy run: events stay in events.jsonl and are stored later. Only when most of
+the lease has passed is the trainer asked to checkpoint and end, and when all of it has, it is killed: from then on
+somebody else may start the same job.
 """
 
 import logging
@@ -80,13 +81,13 @@ class _Attempt:
         try:
             while trainer.process.poll() is None:
                 try:
-                    self._store_events(rundir)
                     if time.monotonic() >= next_beat:
                         self._beat()
                         next_beat = time.monotonic() + settings.beat_seconds
+                    self._store_events(rundir)
                 except OperationalError as error:
                     log.warning("the database is away; events wait in the run directory: %s", error.orig)
-                if stop_asked is None and (self._wishes.cancel or self._wishes.pause or self.shutdown()):
+                if stop_asked is None and self._should_stop():
                     rundir.stop.touch()
                     stop_asked = time.monotonic()
                 if stop_asked is not None and time.monotonic() > stop_asked + settings.grace_seconds:
@@ -101,6 +102,11 @@ class _Attempt:
         finally:
             # Whatever went wrong here, no trainer is left behind without a supervisor.
             trainer.kill()
+
+    def _should_stop(self) -> bool:
+        """Somebody wishes it, this worker ends, or the lease will be lost soon: time for a checkpoint is kept."""
+        lease_ends_soon = time.monotonic() > self._lease_ends - self.settings.lease_seconds / 4
+        return self._wishes.cancel or self._wishes.pause or lease_ends_soon or self.shutdown()
 
     def _store_events(self, rundir: RunDir) -> None:
         found, offset = read_from(rundir.events, self._offset)

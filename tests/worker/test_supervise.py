@@ -1,0 +1,124 @@
+"""One supervisor and its real trainer, while the database misbehaves."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from jobs import lease as leases
+from jobs import store
+from jobs.database import Database
+from jobs.requests import JobRequest
+from jobs.settings import Settings
+from jobs.states import State
+from migrations.__main__ import upgrade
+from tests.conftest import job_body
+from trainer.rundir import RunDir
+from worker.launch import GpuLock
+from worker.supervise import run_job
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path, lease_seconds=4, beat_seconds=0.2, poll_seconds=0.1, grace_seconds=20)
+
+
+def submit(settings: Settings, **changes: Any) -> tuple[Database, str]:
+    upgrade(settings.url)
+    database = Database(settings.url)
+    return database, store.create(database, settings, JobRequest.model_validate(job_body(**changes))).id
+
+
+class Outage:
+    """Lets a function of jobs.lease fail as if the database were away, while `on`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+        self.on, self.failed = True, 0
+        for name in names:
+            monkeypatch.setattr(leases, name, self._breaking(getattr(leases, name)))
+
+    def _breaking(self, real: Any) -> Any:
+        def broken(*arguments: Any) -> Any:
+            if self.on:
+                self.failed += 1
+                raise OperationalError("SELECT", {}, ConnectionError("away"))
+            return real(*arguments)
+
+        return broken
+
+
+def test_events_of_an_outage_are_stored_when_it_is_over(quick: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    database, job_id = submit(quick)
+    outage = Outage(monkeypatch, "record")
+    rundir = RunDir(store.get(database, job_id).run_directory)
+
+    def over_when_trained() -> bool:
+        # Asked once a round: the outage lasts until the trainer has written its last line.
+        if rundir.events.exists() and '"finished"' in rundir.events.read_text():
+            outage.on = False
+        return False
+
+    run_job(database, quick, "w", job_id, over_when_trained)
+    assert outage.failed > 3
+    assert store.get(database, job_id).state == State.SUCCEEDED
+    assert [p.step for p in store.points(database, job_id).items] == list(range(1, 21))
+    database.close()
+
+
+def test_a_lease_that_cannot_be_renewed_ends_the_trainer_with_a_checkpoint_and_writes_nothing(
+    quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = quick.model_copy(update={"lease_seconds": 20})
+    database, job_id = submit(patient, optimisation={"steps": 100_000})
+    Outage(monkeypatch, "beat", "record")
+    began = time.monotonic()
+    run_job(database, patient, "w", job_id, lambda: False)
+    assert time.monotonic() - began < patient.lease_seconds + 5
+    assert store.points(database, job_id).items == []
+    assert len(RunDir(store.get(database, job_id).run_directory).complete_checkpoints()) == 1
+    # For the reaper to find.
+    assert store.get(database, job_id).state == State.RUNNING
+    database.close()
+
+
+def test_a_trainer_that_does_not_stop_in_time_is_killed(quick: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer that hangs: here a process that ignores every request."""
+    database, job_id = submit(quick)
+    impatient = quick.model_copy(update={"grace_seconds": 1.0})
+    script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    real = subprocess.Popen
+    monkeypatch.setattr(
+        "worker.launch.subprocess.Popen", lambda command, **options: real([sys.executable, "-c", script], **options)
+    )
+    store_cancel_later = iter([False, False])
+    run_job(database, impatient, "w", job_id, lambda: next(store_cancel_later, True))
+    job = store.get(database, job_id)
+    assert job.state == State.QUEUED
+    assert job.error is not None and job.error["code"] == "killed"
+    database.close()
+
+
+def test_the_gpus_stay_locked_while_a_trainer_lives(quick: Settings) -> None:
+    mine, other = GpuLock(quick, "0,1"), GpuLock(quick, "0,1")
+    assert mine.try_acquire()
+    assert not other.try_acquire()
+    assert GpuLock(quick, "2,3").try_acquire()
+    assert mine.descriptor is not None
+    with subprocess.Popen(["sleep", "600"], pass_fds=(mine.descriptor,)) as trainer:
+        mine.release()  # as if the worker had died
+        assert not other.try_acquire()
+        trainer.kill()
+    assert other.try_acquire()
+    other.release()
+
+
+def test_two_announcements_of_one_job_train_it_once(quick: Settings) -> None:
+    database, job_id = submit(quick, optimisation={"steps": 3})
+    run_job(database, quick, "w", job_id, lambda: False)
+    run_job(database, quick, "w", job_id, lambda: False)
+    assert [a.outcome for a in store.attempts(database, job_id)] == ["succeeded"]
+    database.close()
