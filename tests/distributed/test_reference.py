@@ -75,9 +75,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[s
 def reference_run(directory: Path, wanted: TrainingSpec) -> tuple[dict[str, torch.Tensor], list[float]]:
     tokenizer = byte_tokenizer()
     prepare(wanted, tokenizer, directory / "data", lambda _: None)
-    alone = wanted.model_copy(update={"resources": wanted.resources.model_copy(update={"processes": 1})})
+    whole_batch = wanted.optimisation.model_dump() | {"micro_batch": wanted.optimisation.global_batch}
     alone = TrainingSpec.model_validate(
-        alone.model_dump() | {"optimisation": alone.optimisation.model_dump() | {"micro_batch": 8}}
+        wanted.model_dump() | {"resources": {"processes": 1}, "optimisation": whole_batch}
     )
     sequences = Sequences(alone, directory / "data", 0, torch.device("cpu"))
     batches = [sequences.micro_batches(step)[0] for step in range(STEPS)]
@@ -117,6 +117,20 @@ def check(directory: Path, weights: dict[str, torch.Tensor], losses: list[float]
     assert deviation[worst] < 1e-5, f"{worst} deviates by {deviation[worst]:.2e}"
     events = read_json(directory / "answer.json")["events"]
     assert [e["loss"] for e in events if e["type"] == "step"] == pytest.approx(losses, abs=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3", "zero3-offload"])
+def test_three_ranks_whose_shards_do_not_divide_evenly(tmp_path: Path, engine: str) -> None:
+    wanted = spec(
+        tmp_path,
+        deepspeed=ENGINES[engine],
+        method={"rank": 11},
+        optimisation={"global_batch": 6, "micro_batch": 1, "weight_decay": 0.1, "steps": STEPS},
+        resources={"processes": 3},
+    )
+    case = {"directory": str(tmp_path / engine), "spec": wanted.model_dump(mode="json"), "steps": STEPS}
+    run_group(tmp_path, 3, [case])
+    check(tmp_path / engine, *reference_run(tmp_path / "reference", wanted))
 
 
 def test_the_reference_moves_far_enough_to_tell(
