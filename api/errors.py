@@ -9,10 +9,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from sqlalchemy.exc import DataError as DatabaseDataError
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from jobs.errors import JobNotFound, WrongState
+from jobs.errors import JobNotFound, UnknownCursor, WrongState
 from trainer.config import describe
 from trainer.errors import DataError, SpecError
 
@@ -59,9 +61,20 @@ def install(app: FastAPI) -> None:
     def wrong_state(_: Request, error: WrongState) -> JSONResponse:
         return answer(409, str(error), "conflict_error", None, "wrong_state")
 
+    @app.exception_handler(UnknownCursor)
+    def unknown_cursor(_: Request, error: UnknownCursor) -> JSONResponse:
+        return answer(400, str(error), "invalid_request_error", "after", "invalid_value")
+
+    @app.exception_handler(DatabaseDataError)
+    def cannot_be_stored(_: Request, error: DatabaseDataError) -> JSONResponse:
+        return answer(
+            400, f"the database cannot hold this: {error.orig}", "invalid_request_error", code="invalid_value"
+        )
+
     @app.exception_handler(OperationalError)
-    def database_away(_: Request, error: OperationalError) -> JSONResponse:
-        log.warning("the database is away: %s", error.orig)
+    @app.exception_handler(PoolTimeout)
+    def database_away(_: Request, error: Exception) -> JSONResponse:
+        log.warning("the database cannot be asked: %s", error)
         return answer(
             503, "the database cannot be reached at the moment; try again", "server_error", code="unavailable"
         )
@@ -74,8 +87,12 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.exception("%s %s", request.method, request.url.path, exc_info=error)
-        return answer(500, "an error of the server's own; its log has the details", "server_error", code="internal")
+        request_id = request.state.request_id
+        log.exception("%s %s, request %s", request.method, request.url.path, request_id, exc_info=error)
+        message = f"an error of the server's own; its log has the details under request {request_id}"
+        response = answer(500, message, "server_error", code="internal")
+        response.headers["x-request-id"] = request_id
+        return response
 
 
 def _invalid(found: list[tuple[str, str]]) -> JSONResponse:

@@ -46,7 +46,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 async def _request_id(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Every answer can be found again in a log."""
+    """Every answer carries an id, the client's own or a new one; an error of the server's own is logged with it."""
+    request.state.request_id = request.headers.get("x-request-id") or uuid.uuid4().hex
     response = await call_next(request)
-    response.headers["x-request-id"] = request.headers.get("x-request-id") or uuid.uuid4().hex
+    response.headers["x-request-id"] = request.state.request_id
     return response

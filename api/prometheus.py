@@ -7,13 +7,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
 from api.deps import Services
-from jobs import fleet
+from jobs import counters, fleet
 from jobs.tables import Job
 
 # (metric, help, key in the job's figures)
@@ -23,15 +23,19 @@ _FIGURES = (
     ("gradient_norm", "Norm of the trained parameters' gradient, before clipping", "gradient_norm"),
     ("learning_rate", "Learning rate of the last step", "learning_rate"),
     ("tokens_per_second", "Tokens trained on in a second, over all ranks", "tokens_per_second"),
+    ("mfu_ratio", "Model FLOPs utilisation in bf16, where the hardware is known", "mfu"),
     ("peak_device_memory_bytes", "Largest allocation on an accelerator, of all ranks", "peak_device_bytes"),
     ("peak_host_memory_bytes", "Largest resident size of a rank", "peak_host_bytes"),
     ("optimizer_state_bytes", "Moments of all ranks together", "optimizer_state_bytes"),
 )
 _TOTALS = (
-    ("tokens_total", "Tokens trained on", "tokens"),
+    ("tokens_total", "Tokens trained on, repeated steps included", "tokens_total"),
     ("projection_seconds_total", "Time spent on choosing subspaces", "projection_seconds_total"),
     ("step_seconds_total", "Time spent on steps", "step_seconds_total"),
 )
+
+
+_HTTP_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 
 
 class FleetCollector(Collector):
@@ -63,11 +67,16 @@ def _fleet(seen: fleet.Fleet) -> Iterable[Metric]:
     yield GaugeMetricFamily(
         "stiefel_jobs_not_exported", "Running or recent jobs left out of the series per job", value=seen.jobs_left_out
     )
+    slots = GaugeMetricFamily("stiefel_gpu_slots", "GPUs of the workers that are up, by state", labels=["state"])
+    slots.add_metric(["busy"], seen.gpus_busy)
+    slots.add_metric(["idle"], seen.gpus_idle)
+    yield slots
+    yield _histogram(seen, counters.QUEUE_WAIT, "stiefel_queue_wait_seconds", "From queued to claimed")
+    yield _histogram(seen, counters.DURATION, "stiefel_job_duration_seconds", "From the first claim to the end")
     families = {
         "jobs_finished": ("stiefel_jobs_finished", "Jobs that ended, by state", "state"),
         "attempt_failures": ("stiefel_attempt_failures", "Attempts that failed, by class of failure", "reason"),
         "leases_expired": ("stiefel_leases_expired", "Workers lost in the middle of a job", None),
-        "job_duration_seconds": ("stiefel_job_duration_seconds", "First start to end, summed over jobs", "method"),
     }
     for counter, (name, text, label) in families.items():
         family = CounterMetricFamily(name, text, labels=[label] if label else [])
@@ -77,6 +86,15 @@ def _fleet(seen: fleet.Fleet) -> Iterable[Metric]:
         if not rows and label is None:
             family.add_metric([], 0)
         yield family
+
+
+def _histogram(seen: fleet.Fleet, histogram: counters.Histogram, name: str, text: str) -> Metric:
+    rows = {row.label: row.value for row in seen.counters if row.name == histogram.name}
+    buckets, so_far = [], 0.0
+    for bound in histogram.labels():
+        so_far += rows.get(bound, 0.0)
+        buckets.append((bound, so_far))
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=rows.get(counters.SUM, 0.0))
 
 
 def _jobs(jobs: Iterable[Job]) -> Iterable[Metric]:
@@ -121,5 +139,6 @@ class HttpTimes:
             status = response.status_code
         finally:
             route = getattr(request.scope.get("route"), "path", "unmatched")
-            self._seconds.labels(request.method, route, str(status)).observe(time.perf_counter() - began)
+            method = request.method if request.method in _HTTP_METHODS else "other"
+            self._seconds.labels(method, route, str(status)).observe(time.perf_counter() - began)
         return response

@@ -129,6 +129,7 @@ class PointView(BaseModel):
     seconds: float
     projection_seconds: float
     tokens_per_second: float
+    mfu: float | None = Field(description="model FLOPs utilisation in bf16, 0 to 1; null on unknown hardware")
     peak_device_bytes: int | None
     peak_host_bytes: int
 

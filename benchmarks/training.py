@@ -82,19 +82,24 @@ def _measure(arguments: argparse.Namespace, method: str, stage: int, offload: st
         )
         if done.returncode != 0:
             raise SystemExit(done.stdout[-4000:])
-        return _figures(list(events.read(rundir.events)))
+        return _figures(list(events.read(rundir.events)), arguments.period)
 
 
-def _figures(found: list[events.Event]) -> dict[str, Any]:
+def _figures(found: list[events.Event], period: int) -> dict[str, Any]:
     started = next(e for e in found if isinstance(e, events.Started))
     steps = [e for e in found if isinstance(e, events.Step)]
     # The first steps warm caches and allocators up.
-    settled = [e for e in steps[len(steps) // 4 :] if e.projection_seconds == 0]
-    switches = [e.seconds for e in found if isinstance(e, events.Switched)][1:]
+    warm = steps[len(steps) // 4 :]
+    plain = [e.seconds for e in warm if e.projection_seconds == 0] or [e.seconds for e in warm]
+    switching = [e.seconds for e in warm if e.projection_seconds > 0]
+    switches = [e.projection_seconds for e in warm if e.projection_seconds > 0]
+    # A period has one step with a switch, and the others.
+    median = statistics.median(plain)
+    mean = (median * (period - 1) + statistics.median(switching)) / period if switching else median
     return {
         "device": started.device,
-        "step_seconds": statistics.median(e.seconds for e in settled),
-        "tokens_per_second": statistics.median(e.tokens_per_second for e in settled),
+        "step_seconds": mean,
+        "tokens_per_second": started.tokens_per_step / mean,
         "switch_seconds": statistics.median(switches) if switches else 0.0,
         "peak_bytes": steps[-1].peak_device_bytes or steps[-1].peak_host_bytes,
         "state_bytes": started.optimizer_state_bytes,

@@ -45,7 +45,8 @@ class BrokerConfig:
         file = self.directory / "server.conf"
         file.touch(mode=0o600)
         file.write_text(
-            f"bind 127.0.0.1\nport {self.port}\nrequirepass {self.password}\ndir {self.directory}\n"
+            f"bind 127.0.0.1\nport {self.port}\nrequirepass {self.password}\n"
+            f'dir "{self.directory}"\n'
             'appendonly yes\nappendfsync always\nsave ""\nmaxmemory-policy noeviction\ndaemonize no\n'
         )
         return file

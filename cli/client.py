@@ -9,6 +9,10 @@ class Refused(Exception):
     """The API answered with an error, or not at all; the message is for the user."""
 
 
+class Unreachable(Refused):
+    """Nobody answers; they may in a moment."""
+
+
 class Client:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -25,11 +29,13 @@ class Client:
             response = self._http.request(method, path, **request)
         except httpx.HTTPError as error:
             message = f"{self.url} does not answer ({error}); start the service with `stiefel up`, or set STIEFEL_API"
-            raise Refused(message) from error
+            raise Unreachable(message) from error
         try:
             body = response.json()
         except ValueError:
             body = {"error": {"message": response.text[:500]}}
+        if response.status_code in (502, 503, 504):
+            raise Unreachable(str(body["error"]["message"]))
         if response.is_error:
             raise Refused(str(body["error"]["message"]))
         return body

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cli import submit as submission
@@ -115,7 +116,7 @@ def list_jobs(
         return
     table = Table("id", "name", "method", "state", "progress")
     for job in page["data"]:
-        table.add_row(job["id"], job["name"] or "", job["method"], job["state"], describe(job))
+        table.add_row(job["id"], escape(job["name"] or ""), job["method"], job["state"], describe(job))
     console.print(table)
 
 
@@ -126,11 +127,11 @@ def show(job: JobId, as_json: AsJson = False, api: Api = LOCAL) -> None:
     if as_json:
         _print_json(found)
         return
-    console.print(f"[bold]{found['id']}[/] {found['name'] or ''}  {found['state']}  {describe(found)}")
+    console.print(f"[bold]{found['id']}[/] {escape(found['name'] or '')}  {found['state']}  {describe(found)}")
     for attempt in found["attempts"]:
         console.print(f"  attempt {attempt['number']} on {attempt['worker']}: {attempt['outcome'] or 'running'}")
     if found["error"]:
-        console.print(f"  [red]{found['error']['code']}[/]: {found['error']['message']}", soft_wrap=True)
+        console.print(f"  [red]{found['error']['code']}[/]: {escape(found['error']['message'])}", soft_wrap=True)
     console.print_json(json.dumps({"figures": found["figures"], "spec": found["spec"]}))
 
 
@@ -197,7 +198,7 @@ def main() -> None:
     try:
         app()
     except (Refused, NoBroker, StackError, submission.BadFile) as error:
-        Console(stderr=True).print(f"[red]stiefel:[/] {error}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(f"[red]stiefel:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise SystemExit(1) from None
 
 

@@ -152,7 +152,7 @@ class Stack:
     def _spawn(self, child: Child) -> None:
         with child.log.open("ab") as output:
             child.process = subprocess.Popen(
-                [sys.executable, "-m", "cli.child", str(os.getpid()), *child.command],
+                [sys.executable, "-m", "trainer.child", str(os.getpid()), *child.command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -1,13 +1,15 @@
 """A job's progress in a terminal, from its start to its end."""
 
 import json
+import sys
 import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from cli.client import Client, Refused
+from cli.client import Client, Unreachable
 
 ENDED = ("succeeded", "failed", "cancelled", "paused")
 
@@ -28,13 +30,17 @@ def watch(client: Client, job_id: str, console: Console, every: float = 0.5) -> 
         while True:
             try:
                 job = client.get(f"/v1/jobs/{job_id}")
-            except Refused as error:
-                bar.update(task, line=f"[yellow]{error}")
+            except Unreachable as error:
+                bar.update(task, line=escape(str(error)))
                 time.sleep(every)
                 continue
             progress = job["progress"]
             bar.update(
-                task, total=progress["steps"], completed=progress["step"], state=job["state"], line=describe(job)
+                task,
+                total=progress["steps"],
+                completed=progress["step"],
+                state=job["state"],
+                line=escape(describe(job)),
             )
             if job["state"] in ENDED:
                 return dict(job)
@@ -45,8 +51,13 @@ def watch_json(client: Client, job_id: str, every: float = 0.5) -> dict[str, Any
     """Print each new step as a JSON line, then the job itself."""
     after = 0
     while True:
-        job = client.get(f"/v1/jobs/{job_id}")
-        page = client.get(f"/v1/jobs/{job_id}/metrics", after=after)
+        try:
+            job = client.get(f"/v1/jobs/{job_id}")
+            page = client.get(f"/v1/jobs/{job_id}/metrics", after=after)
+        except Unreachable as error:
+            print(error, file=sys.stderr)
+            time.sleep(every)
+            continue
         for point in page["points"]:
             print(json.dumps(point), flush=True)
         after = page["last_step"] or after

@@ -13,6 +13,16 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.expression import FunctionElement
 
+# A host that went silent must not hold a call for longer than a lease can bear.
+_IMPATIENT = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "options": "-c statement_timeout=10000",
+}
+
 _BEGIN = "sqlite_begin"  # execution option: how a transaction begins on SQLite
 
 
@@ -41,12 +51,12 @@ class Database:
         if parsed.get_backend_name() == "sqlite":
             if parsed.database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            self.engine: Engine = create_engine(parsed, connect_args={"timeout": 30})
+            self.engine: Engine = create_engine(parsed, connect_args={"timeout": 5})
             event.listen(self.engine, "connect", _configure_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
         else:
             # pre-ping: a server that was restarted must cost a reconnect, not an error to a user.
-            self.engine = create_engine(parsed, pool_pre_ping=True)
+            self.engine = create_engine(parsed, pool_pre_ping=True, connect_args=_IMPATIENT)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
@@ -56,7 +66,7 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
-        """A consistent view that waits for no writer. Write nothing inside."""
+        """For questions only; on SQLite it waits for no writer."""
         engine = self.engine.execution_options(**{_BEGIN: "BEGIN DEFERRED"})
         with Session(engine, expire_on_commit=False) as session:
             yield session

@@ -2,6 +2,7 @@
 
 JobsError
 ├── JobNotFound    no job has this id
+├── UnknownCursor  no job has the id that a page was to begin behind
 ├── WrongState     the job's state does not allow the operation
 └── LeaseLost      somebody else may be running this job now: write nothing more
 """
@@ -14,6 +15,11 @@ class JobsError(Exception):
 class JobNotFound(JobsError):
     def __init__(self, job_id: str) -> None:
         super().__init__(f"there is no job {job_id!r}; GET /v1/jobs lists them")
+
+
+class UnknownCursor(JobsError):
+    def __init__(self, after: str) -> None:
+        super().__init__(f"after: there is no job {after!r}; give the last_id of the page before")
 
 
 class WrongState(JobsError):

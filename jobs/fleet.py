@@ -21,6 +21,8 @@ class Fleet:
     oldest_queued_seconds: float
     workers_up: int
     workers_busy: int
+    gpus_idle: int
+    gpus_busy: int
     counters: Sequence[Counter]
     jobs: Sequence[Job]  # running or recently ended
     jobs_left_out: int
@@ -33,10 +35,9 @@ def snapshot(database: Database, worker_timeout: float) -> Fleet:
         at = clock(session)
         grouped = session.execute(select(Job.state, Job.method, func.count()).group_by(Job.state, Job.method)).all()
         oldest = session.scalar(select(func.min(Job.queued_at)).where(Job.state == State.QUEUED))
-        up = session.scalar(select(func.count()).select_from(Worker).where(Worker.seen_at > at - worker_timeout))
-        busy = session.scalar(
-            select(func.count()).select_from(Job).where(Job.state == State.RUNNING, Job.lease_expires_at > at)
-        )
+        workers = session.scalars(select(Worker).where(Worker.seen_at > at - worker_timeout)).all()
+        leased = select(Job.worker).where(Job.state == State.RUNNING, Job.lease_expires_at > at)
+        busy = session.scalars(leased).all()
         shown = (Job.state == State.RUNNING) | (Job.finished_at > at - RECENT_SECONDS)
         total = session.scalar(select(func.count()).select_from(Job).where(shown)) or 0
         jobs = session.scalars(select(Job).where(shown).order_by(Job.created_at.desc()).limit(MOST_JOBS)).all()
@@ -44,13 +45,20 @@ def snapshot(database: Database, worker_timeout: float) -> Fleet:
     return Fleet(
         jobs_by_state={(state, method): number for state, method, number in grouped},
         oldest_queued_seconds=at - oldest if oldest is not None else 0.0,
-        workers_up=up or 0,
-        workers_busy=busy or 0,
+        workers_up=len(workers),
+        workers_busy=len(busy),
+        gpus_idle=sum(_gpus(worker) for worker in workers if worker.name not in busy),
+        gpus_busy=sum(_gpus(worker) for worker in workers if worker.name in busy),
         counters=counters,
         jobs=jobs,
         jobs_left_out=total - len(jobs),
         at=at,
     )
+
+
+def _gpus(worker: Worker) -> int:
+    """GPUs that the worker was given; one slot where it was given none by name."""
+    return len(worker.gpus.split(",")) if worker.gpus else 1
 
 
 def ping(database: Database) -> None:

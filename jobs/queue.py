@@ -19,7 +19,9 @@ def make_celery(settings: Settings) -> Celery:
         task_ignore_result=True,
         # The message is gone before the work begins: whether a job still has to run is for the database to say.
         task_acks_late=False,
+        # A worker that is busy must leave the next message to one that is not.
         worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
         worker_concurrency=1,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
@@ -36,7 +38,7 @@ class Doorbell:
         self._app = make_celery(settings)
         # Fail fast: the caller has a user waiting, and the outbox keeps the message for later.
         self._app.conf.broker_transport_options = {
-            **{"socket_connect_timeout": 2, "socket_timeout": 2},
+            **{"socket_connect_timeout": 1, "socket_timeout": 1},
             **{"max_retries": 1, "interval_start": 0.05, "interval_step": 0.0},
         }
         self._queue = settings.queue

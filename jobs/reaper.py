@@ -5,7 +5,7 @@ import logging
 import signal
 import threading
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from jobs import upkeep
 from jobs.database import Database
@@ -25,10 +25,12 @@ def run(settings: Settings, stop: threading.Event) -> None:
             if again := upkeep.announce_again(database, settings, doorbell.waiting()):
                 log.info("%d jobs are announced again", again)
             upkeep.publish_due(database, doorbell.ring)
-        except SQLAlchemyError as error:
-            log.warning("the database is away: %s", error)
+        except OperationalError as error:
+            log.warning("the database cannot be asked: %s", error.orig)
         except BROKER_ERRORS as error:
             log.warning("the broker is away: %s", error)
+        except SQLAlchemyError:
+            log.exception("the database refuses; the next round tries again")
     database.close()
 
 

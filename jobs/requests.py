@@ -1,7 +1,8 @@
 """What a user submits: a training specification and a name to find it again."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -17,6 +18,16 @@ class JobRequest(TrainingSpec):
         Annotated[str, StringConstraints(max_length=512)],
     ] = Field(default={}, max_length=16, description="up to 16 pairs of your own")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_nul(cls, data: Any) -> Any:
+        """PostgreSQL cannot store the character U+0000, and nothing here has a use for it."""
+        if isinstance(data, dict):
+            for field, value in data.items():
+                if "\\u0000" in json.dumps(value, default=str):
+                    raise refuse(str(field), "holds the character U+0000, which cannot be stored")
+        return data
+
     @model_validator(mode="after")
     def _absolute_paths(self) -> "JobRequest":
         paths: list[tuple[str, str]] = []
@@ -24,7 +35,7 @@ class JobRequest(TrainingSpec):
             paths += [("dataset.files", file) for file in self.dataset.files]
         if isinstance(self.model, DirectoryModel):
             paths.append(("model.path", self.model.path))
-        if self.tokenizer.startswith("."):
+        if self.tokenizer.startswith(".") and not isinstance(self.model, DirectoryModel):
             paths.append(("tokenizer", self.tokenizer))
         for field, path in paths:
             if not Path(path).is_absolute():

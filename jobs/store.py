@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import func, select, tuple_, update
+from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
+from jobs import counters
 from jobs.database import Database, now
-from jobs.errors import JobNotFound, WrongState
+from jobs.errors import JobNotFound, UnknownCursor, WrongState
 from jobs.requests import JobRequest
 from jobs.settings import Settings
 from jobs.states import TERMINAL, State
@@ -69,7 +70,7 @@ class Page(Generic[T]):
 def list_jobs(
     database: Database, state: State | None = None, method: str | None = None, after: str | None = None, limit: int = 20
 ) -> Page[Job]:
-    """Newest first. `after` is the id of the last job of the page before; raises JobNotFound for an unknown one."""
+    """Newest first. `after` is the id of the last job of the page before; raises UnknownCursor for an unknown one."""
     query = select(Job).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit + 1)
     if state is not None:
         query = query.where(Job.state == state)
@@ -77,7 +78,9 @@ def list_jobs(
         query = query.where(Job.method == method)
     with database.reading() as session:
         if after is not None:
-            last = _get(session, after)
+            last = session.get(Job, after)
+            if last is None:
+                raise UnknownCursor(after)
             query = query.where(tuple_(Job.created_at, Job.id) < (last.created_at, last.id))
         jobs = session.scalars(query).all()
     return Page(jobs[:limit], len(jobs) > limit)
@@ -134,23 +137,16 @@ def request_cancel(database: Database, job_id: str) -> Job:
     otherwise.
     """
     with database.transaction() as session:
-        ended = (
-            update(Job)
-            .where(Job.id == job_id, Job.state.in_([State.QUEUED, State.PAUSED]))
-            .values(state=State.CANCELLED, finished_at=now(), cancel_requested_at=now())
-        )
-        if _changed(session, ended):
+        job = _locked(session, job_id)
+        if job.state in (State.QUEUED, State.PAUSED):
+            job.cancel_requested_at = job.finished_at = clock(session)
+            job.state = State.CANCELLED
             add_event(session, job_id, "cancelled", None, {})
-        else:
-            noted = (
-                update(Job)
-                .where(Job.id == job_id, Job.state == State.RUNNING, Job.cancel_requested_at.is_(None))
-                .values(cancel_requested_at=now())
-            )
-            if _changed(session, noted):
-                add_event(session, job_id, "cancel_requested", None, {})
-        job = _get(session, job_id)
-        if job.state in TERMINAL and job.state != State.CANCELLED:
+            counters.add(database, session, "jobs_finished", State.CANCELLED, 1)
+        elif job.state == State.RUNNING and job.cancel_requested_at is None:
+            job.cancel_requested_at = clock(session)
+            add_event(session, job_id, "cancel_requested", None, {})
+        elif job.state in TERMINAL and job.state != State.CANCELLED:
             raise WrongState(job_id, job.state, "cancelled", "queued, running or paused")
     return job
 
@@ -158,38 +154,37 @@ def request_cancel(database: Database, job_id: str) -> Job:
 def request_pause(database: Database, job_id: str) -> Job:
     """queued → paused; running: noted, and obeyed at the next step boundary. Asked twice, it changes nothing."""
     with database.transaction() as session:
-        paused = update(Job).where(Job.id == job_id, Job.state == State.QUEUED).values(state=State.PAUSED)
-        if _changed(session, paused):
-            add_event(session, job_id, "paused", None, {})
-        else:
-            noted = (
-                update(Job)
-                .where(Job.id == job_id, Job.state == State.RUNNING, Job.pause_requested_at.is_(None))
-                .values(pause_requested_at=now())
-            )
-            if _changed(session, noted):
-                add_event(session, job_id, "pause_requested", None, {})
-        job = _get(session, job_id)
+        job = _locked(session, job_id)
         if job.state in TERMINAL:
             raise WrongState(job_id, job.state, "paused", "queued or running")
+        if job.state == State.QUEUED:
+            job.state = State.PAUSED
+            add_event(session, job_id, "paused", None, {})
+        elif job.state == State.RUNNING and job.pause_requested_at is None:
+            job.pause_requested_at = clock(session)
+            add_event(session, job_id, "pause_requested", None, {})
     return job
 
 
 def resume(database: Database, job_id: str) -> Job:
     """paused → queued. Of a job that is queued or running already, it changes nothing but a wish to pause."""
     with database.transaction() as session:
-        session.execute(update(Job).where(Job.id == job_id).values(pause_requested_at=None))
-        queued = (
-            update(Job)
-            .where(Job.id == job_id, Job.state == State.PAUSED)
-            .values(state=State.QUEUED, queued_at=now(), not_before=0.0)
-        )
-        if _changed(session, queued):
-            announce_later(session, job_id, 0.0)
-            add_event(session, job_id, "queued", None, {})
-        job = _get(session, job_id)
+        job = _locked(session, job_id)
         if job.state in TERMINAL:
             raise WrongState(job_id, job.state, "resumed", "paused")
+        job.pause_requested_at = None
+        if job.state == State.PAUSED:
+            job.state, job.queued_at, job.not_before = State.QUEUED, clock(session), 0.0
+            announce_later(session, job_id, 0.0)
+            add_event(session, job_id, "queued", None, {})
+    return job
+
+
+def _locked(session: Session, job_id: str) -> Job:
+    """The job, held until the transaction ends: between a look and a change nobody else may change it."""
+    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
+    if job is None:
+        raise JobNotFound(job_id)
     return job
 
 
@@ -208,7 +203,3 @@ def announce_later(session: Session, job_id: str, delay: float) -> None:
 def clock(session: Session) -> float:
     """The database's own time, Unix seconds."""
     return session.execute(select(now())).scalar_one()
-
-
-def _changed(session: Session, statement: Any) -> bool:
-    return bool(session.execute(statement).rowcount)  # type: ignore[attr-defined]

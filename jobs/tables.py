@@ -74,6 +74,8 @@ class Outbox(Base):
     """Announcements still to be published. Written with the job, in one commit; deleted once the broker has it."""
 
     __tablename__ = "outbox"
+    # An id must never come again: who deletes a row after publishing it would delete somebody else's.
+    __table_args__ = {"sqlite_autoincrement": True}
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
@@ -109,6 +111,7 @@ class Point(Base):
     seconds: Mapped[float]
     projection_seconds: Mapped[float]
     tokens_per_second: Mapped[float]
+    mfu: Mapped[float | None]
     peak_device_bytes: Mapped[int | None] = mapped_column(BigInteger)
     peak_host_bytes: Mapped[int] = mapped_column(BigInteger)
 
@@ -147,7 +150,7 @@ class Worker(Base):
 
 
 class Counter(Base):
-    """Totals that must survive restarts and never go down."""
+    """Totals that must survive restarts and never go down; a histogram is one row a bucket, and its sum."""
 
     __tablename__ = "counters"
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from sqlalchemy import delete, func, select, update
 
+from jobs import counters
 from jobs.database import Database, now
-from jobs.lease import count, end_attempt, leave
+from jobs.lease import end_attempt, leave, wished
 from jobs.settings import Settings
 from jobs.states import State
 from jobs.store import clock
@@ -55,17 +56,12 @@ def requeue_lost(database: Database, settings: Settings) -> int:
         for job in jobs:
             failures = job.failures + 1
             end_attempt(session, job.id, job.fence, "lost", LOST, None)
-            count(session, "leases_expired", "", 1)
-            count(session, "attempt_failures", "infrastructure", 1)
+            counters.add(database, session, "leases_expired", "", 1)
+            counters.add(database, session, "attempt_failures", "infrastructure", 1)
             # The lost worker may wake up: a new fence now, not only at the next claim, makes its writes void.
             job.fence += 1
-            if job.cancel_requested_at is not None:
-                state = State.CANCELLED
-            elif failures < job.max_attempts:
-                state = State.QUEUED
-            else:
-                state = State.FAILED
-            leave(session, job, state, 0.0, failures, LOST)
+            state = wished(job, State.QUEUED if failures < job.max_attempts else State.FAILED)
+            leave(database, session, job, state, 0.0, failures, LOST)
     return len(jobs)
 
 

@@ -14,8 +14,9 @@ from trainer.config import TrainingSpec, problems
 from trainer.console import Console
 from trainer.errors import SpecError, TrainerError, classify
 from trainer.events import Event, EventLog, Failed
+from trainer.launch import run_ranks
 from trainer.methodconfig import METHOD_CONFIGS
-from trainer.process import become_torchrun, die_with_parent, free_port
+from trainer.process import die_with_parent, free_port
 from trainer.rundir import RunDir
 
 # Set by whoever starts a trainer and wants it to end with it: the starter's process id.
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     _end_with_parent()
     if "RANK" not in os.environ:
         if spec.resources.processes > 1:
-            become_torchrun(rundir.root, spec.resources.processes)
+            return run_ranks(rundir, spec.resources.processes)
         os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         os.environ["MASTER_PORT"] = str(free_port())
     log, console = EventLog(rundir.events), Console()
@@ -49,11 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
         console.show(event)
 
     try:
-        # Only now, so that a wrong spec is told within a blink and torchrun's parent stays small.
-        from trainer.train import distributed, train
+        # Only now, so that a wrong spec is told within a blink and the launcher of ranks stays small.
+        from trainer.train import train
 
-        with distributed():
-            train(spec, rundir, emit)
+        train(spec, rundir, emit)
     except Exception as error:
         leaf = classify(error)
         rank = int(os.environ["RANK"])

@@ -12,6 +12,7 @@ both; see docs/decisions/0003-own-checkpoints.md.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ from torch import Tensor, nn
 from trainer.errors import CheckpointError
 from trainer.rundir import COMPLETE, RunDir
 from trainer.zero import MOMENTS, Shards
+
+log = logging.getLogger("stiefel.trainer")
 
 _STATE = "state.json"
 
@@ -51,7 +54,7 @@ def save(rundir: RunDir, model: nn.Module, shards: Shards, step: int, method_sta
     final = rundir.checkpoint(step)
     unfinished = final.with_suffix(".tmp")
     if rank == 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _sweep(rundir)
         unfinished.mkdir(parents=True)
     dist.barrier()
 
@@ -78,11 +81,21 @@ def save(rundir: RunDir, model: nn.Module, shards: Shards, step: int, method_sta
         _sync(unfinished)
         unfinished.rename(final)
         _sync(final.parent)
-        for old in rundir.complete_checkpoints()[:-keep]:
-            (old / COMPLETE).unlink()
-            shutil.rmtree(old)
+        complete = rundir.complete_checkpoints()
+        # Newer than this one can only be what was damaged and passed over at the start.
+        for path in (*complete[: max(0, complete.index(final) + 1 - keep)], *complete[complete.index(final) + 1 :]):
+            (path / COMPLETE).unlink()
+            shutil.rmtree(path)
     dist.barrier()
     return final
+
+
+def _sweep(rundir: RunDir) -> None:
+    """Remove what a killed writer or remover has left."""
+    complete = rundir.complete_checkpoints()
+    for path in rundir.checkpoints.glob("step-*"):
+        if path not in complete:
+            shutil.rmtree(path)
 
 
 def newest(rundir: RunDir) -> Checkpoint | None:
@@ -95,10 +108,25 @@ def newest(rundir: RunDir) -> Checkpoint | None:
         try:
             return read(path)
         except CheckpointError as error:
+            log.warning("%s; the one before it is used", error)
             damage.append(str(error))
     if damage:
         raise CheckpointError("no checkpoint can be used: " + "; ".join(damage))
     return None
+
+
+def newest_for_all(rundir: RunDir) -> Checkpoint | None:
+    """`newest`, as rank 0 sees it, on every rank: they must not start from different steps. Collective."""
+    answer: list[Checkpoint | CheckpointError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            answer[0] = newest(rundir)
+        except CheckpointError as error:
+            answer[0] = error
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], CheckpointError):
+        raise answer[0]
+    return answer[0]
 
 
 def read(path: Path) -> Checkpoint:

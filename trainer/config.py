@@ -43,7 +43,8 @@ def describe(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # No infinity: a spec travels as JSON, which has none.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- model
@@ -141,12 +142,18 @@ DatasetSpec = Annotated[StdlibDataset | TextDataset | JsonlDataset | HubDataset,
 # ------------------------------------------------------------------------------------------------------ optimisation
 
 
+_MOST_STEPS = 2**31 - 1
+BYTE_VOCABULARY = 257  # one id a byte, and the end of a document
+
+
 class Optimisation(_Strict):
     """How long, how large, how fast. Batches are counted in sequences."""
 
-    steps: int | None = Field(default=None, ge=1, description="optimizer steps; give steps or tokens")
-    tokens: int | None = Field(default=None, ge=1, description="training tokens; rounded up to whole steps")
-    global_batch: int = Field(default=16, ge=1, description="sequences in one step, over all ranks")
+    steps: int | None = Field(default=None, ge=1, le=_MOST_STEPS, description="optimizer steps; give steps or tokens")
+    tokens: int | None = Field(
+        default=None, ge=1, le=2**63 - 1, description="training tokens; rounded up to whole steps"
+    )
+    global_batch: int = Field(default=16, ge=1, le=2**20, description="sequences in one step, over all ranks")
     micro_batch: int | None = Field(
         default=None, ge=1, description="sequences of one rank in one forward pass; default: global_batch / processes"
     )
@@ -193,7 +200,9 @@ class TrainingSpec(_Strict):
     task: Literal["pretrain"] = "pretrain"
     model: ModelSpec
     dataset: DatasetSpec
-    tokenizer: str = Field(default="bytes", description="'bytes', a directory, or a hub id")
+    tokenizer: str = Field(
+        default="", description="'bytes', a directory, or a hub id; default: the model's own, bytes for a preset"
+    )
     method: MethodConfig
     optimisation: Optimisation
     deepspeed: DeepSpeedSpec = DeepSpeedSpec()
@@ -211,8 +220,9 @@ class TrainingSpec(_Strict):
     @model_validator(mode="after")
     def _resolve(self) -> "TrainingSpec":
         resolved = _resolve_optimisation(self)
-        # Frozen models are rebuilt, not changed; this is the one place that does it in place, before anyone sees it.
+        # A frozen model is not changed once it is made; this is still its making.
         object.__setattr__(self, "optimisation", resolved)
+        object.__setattr__(self, "tokenizer", self.tokenizer or _tokenizer_of(self.model))
         if resolved.dtype == "bf16" and self.deepspeed.zero_stage == 0:
             raise refuse(
                 "deepspeed.zero_stage",
@@ -225,7 +235,26 @@ class TrainingSpec(_Strict):
             problem = rank_problem(self.method, PRESETS[self.model.preset], self.model.preset)
             if problem:
                 raise refuse("method.rank", problem)
+            _check_preset(self.method, self.model, self.tokenizer)
         return self
+
+
+def _tokenizer_of(model: ModelSpec) -> str:
+    if isinstance(model, PresetModel):
+        return "bytes"
+    return model.path if isinstance(model, DirectoryModel) else model.hub
+
+
+def _check_preset(method: MethodConfig, model: PresetModel, tokenizer: str) -> None:
+    """What is known of a preset's modules and of the byte tokeniser without making either."""
+    linears = [*PRESETS[model.preset].target_sides(), "lm_head"]
+    for target in method.targets if isinstance(method, LowRankSettings) else ():
+        if target not in linears:
+            raise refuse("method.targets", f"{target!r} is no linear module of a preset; it has {', '.join(linears)}")
+    if tokenizer == "bytes" and model.vocabulary is not None and model.vocabulary < BYTE_VOCABULARY:
+        raise refuse(
+            "model.vocabulary", f"{model.vocabulary} rows are too few for bytes, which need {BYTE_VOCABULARY} or more"
+        )
 
 
 def rank_problem(method: MethodConfig, shape: Shape, model: str) -> str | None:
@@ -264,6 +293,10 @@ def _resolve_optimisation(spec: TrainingSpec) -> Optimisation:
         raise refuse(
             "optimisation.tokens",
             f"tokens {given.tokens} and steps {steps} disagree: a step has {per_step} tokens; give one of the two",
+        )
+    if steps > _MOST_STEPS:
+        raise refuse(
+            "optimisation.tokens", f"tokens {given.tokens} are {steps} steps; at most {_MOST_STEPS} are allowed"
         )
     warmup = given.warmup_steps if given.warmup_steps is not None else steps // 10
     if warmup > steps:

@@ -47,7 +47,7 @@ class Console:
             case events.Checkpointed():
                 return f"step {event.step}: checkpoint {event.path} ({event.bytes:,} bytes, {event.seconds:.2f} s)"
             case events.Stopped():
-                return f"step {event.step}: stopped on request"
+                return f"step {event.step}: stopped on request; without the stop file, run again to go on"
             case events.Finished():
                 return f"step {event.step}: finished after {event.seconds:.1f} s"
             case events.Failed():

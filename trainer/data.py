@@ -6,10 +6,11 @@ run is its step.
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,38 +19,83 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from trainer.config import TrainingSpec
 from trainer.documents import documents
-from trainer.errors import DataError
+from trainer.errors import DataError, SpecError
+from trainer.events import Event, Preparing
 from trainer.preflight import check_length
+from trainer.rundir import RunDir
+from trainer.tokenizer import load_tokenizer, save_tokenizer
 
+_TOKENS, _META = "tokens.bin", "meta.json"
 _DOCUMENTS_AT_ONCE = 256
+_SECONDS_BETWEEN_REPORTS = 2.0
 Item = TypeVar("Item")
 
 
 def prepare(
-    spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase, directory: Path, report: Callable[[int], None]
-) -> None:
-    """Tokenise the dataset into `directory`, unless it is there already. One process only.
+    spec: TrainingSpec,
+    rundir: RunDir,
+    rank: int,
+    emit: Callable[[Event], None],
+    stop_requested: Callable[[], bool],
+) -> bool:
+    """Tokenise the dataset into the run directory, unless it is there already. False when a stop was requested.
 
-    `report` is told the number of tokens written, now and then. Raises DataError when there are too few.
+    Rank 0 works; the others look for its result, without a collective that could time out. (If rank 0 fails, the
+    launcher ends them.) Raises DataError when there are too few tokens, SpecError when what is there was made from
+    another dataset or by another tokeniser.
     """
-    if (directory / "meta.json").exists():
-        return
-    directory.mkdir(parents=True, exist_ok=True)
+    # Named after the launcher, so that nobody takes an earlier attempt's for this one's.
+    stopped = rundir.data / f"stopped-{os.getppid()}"
+    if rank != 0:
+        while not (rundir.data / _META).exists():
+            if stopped.exists():
+                return False
+            time.sleep(0.2)
+        return True
+    if (rundir.data / _META).exists():
+        _check_same(spec, rundir)
+        return True
+    emit(Preparing(step=0, what="tokenising the dataset"))
+    tokenizer = load_tokenizer(spec.tokenizer)
+    rundir.data.mkdir(parents=True, exist_ok=True)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    tokens = 0
-    with (directory / "tokens.bin").open("wb") as file:
+    tokens, reported = 0, time.monotonic()
+    with (rundir.data / _TOKENS).open("wb") as file:
         for group in _groups(documents(spec.dataset), _DOCUMENTS_AT_ONCE):
+            if stop_requested():
+                stopped.touch()
+                return False
             for ids in _encode(group, spec, tokenizer):
                 file.write(np.asarray(ids, dtype=dtype).tobytes())
                 tokens += len(ids)
-            report(tokens)
+            if time.monotonic() > reported + _SECONDS_BETWEEN_REPORTS:
+                emit(Preparing(step=0, what="tokenising the dataset", done=tokens))
+                reported = time.monotonic()
         file.flush()
         os.fsync(file.fileno())
     check_length(tokens, spec)
-    meta = {"tokens": tokens, "dtype": np.dtype(dtype).name}
-    unfinished = directory / "meta.json.tmp"
+    save_tokenizer(tokenizer, rundir.tokenizer)
+    meta = {"tokens": tokens, "dtype": np.dtype(dtype).name, "made_from": _made_from(spec)}
+    unfinished = rundir.data / "meta.json.tmp"
     unfinished.write_text(json.dumps(meta))
-    unfinished.rename(directory / "meta.json")
+    unfinished.rename(rundir.data / _META)
+    return True
+
+
+def _made_from(spec: TrainingSpec) -> dict[str, Any]:
+    """What the tokens depend on: how they are cut into sequences may change between two attempts, this may not."""
+    cut = {"sequence_length", "validation_fraction"}
+    return {"dataset": spec.dataset.model_dump(mode="json", exclude=cut), "tokenizer": spec.tokenizer}
+
+
+def _check_same(spec: TrainingSpec, rundir: RunDir) -> None:
+    made_from = json.loads((rundir.data / _META).read_text())["made_from"]
+    for field, wanted in _made_from(spec).items():
+        if made_from[field] != wanted:
+            raise SpecError(
+                f"{field}: {rundir.data} was made from {made_from[field]}, not {wanted}; "
+                "train in another run directory, or delete its data and checkpoints"
+            )
 
 
 def _encode(texts: list[str], spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
@@ -66,9 +112,9 @@ class Sequences:
     """The prepared dataset of a run, on one rank."""
 
     def __init__(self, spec: TrainingSpec, directory: Path, rank: int, device: torch.device) -> None:
-        meta = json.loads((directory / "meta.json").read_text())
+        meta = json.loads((directory / _META).read_text())
         try:
-            tokens = np.memmap(directory / "tokens.bin", dtype=meta["dtype"], mode="r", shape=(meta["tokens"],))
+            tokens = np.memmap(directory / _TOKENS, dtype=meta["dtype"], mode="r", shape=(meta["tokens"],))
         except ValueError as error:
             raise DataError(f"dataset: {directory / 'tokens.bin'} is shorter than meta.json says: {error}") from error
         length = spec.dataset.sequence_length

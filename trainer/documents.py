@@ -55,6 +55,8 @@ def _field_of(line: str, field: str, where: str) -> str:
     except json.JSONDecodeError as error:
         raise DataError(f"dataset.files: {where} is not JSON: {error.msg} at column {error.colno}") from error
     value = record.get(field) if isinstance(record, dict) else None
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise DataError(f"dataset.field: {where} holds half of a surrogate pair, which is no text; repair the line")
     if not isinstance(value, str):
         keys = sorted(record) if isinstance(record, dict) else type(record).__name__
         raise DataError(f"dataset.field: {where} has no text under {field!r}; it has {keys}")
@@ -74,7 +76,5 @@ def _hub(dataset: HubDataset) -> Iterator[str]:
                     f"dataset.field: row {number} has no text under {dataset.field!r}; it has {sorted(row)}"
                 )
             yield row[dataset.field]
-    except DataError:
-        raise
-    except Exception as error:  # the library raises a dozen unrelated types for "not found" and "not reachable"
+    except (FileNotFoundError, ValueError) as error:  # the library's own "not found" errors are of the first kind
         raise DataError(f"dataset.name: {dataset.name!r} cannot be loaded: {error}") from error

@@ -17,7 +17,10 @@ def configuration(spec: TrainingSpec) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": spec.deepspeed.zero_stage}
     if spec.deepspeed.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu"}
+    # Sums of bf16 gradients in fp32. At stage 1 DeepSpeed would change to an optimizer of another kind for it.
+    types = {"grad_accum_dtype": "fp32"} if optimisation.dtype == "bf16" and spec.deepspeed.zero_stage >= 2 else {}
     return {
+        "data_types": types,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": optimisation.global_batch // (micro * spec.resources.processes),
         "zero_optimization": zero,

@@ -49,13 +49,27 @@ class OutOfMemoryError(TrainerError):
     retryable = False
 
 
+LEAVES = (SpecError, DataError, CheckpointError, DivergenceError, OutOfMemoryError)
+
+
+def leaf_of_exit_code(code: int) -> type[TrainerError]:
+    """TrainerError itself for a code that no leaf has."""
+    return next((leaf for leaf in LEAVES if leaf.exit_code == code), TrainerError)
+
+
+def exit_code_of(name: str) -> int:
+    return next((leaf.exit_code for leaf in LEAVES if leaf.name == name), TrainerError.exit_code)
+
+
 def classify(error: BaseException) -> TrainerError:
     """The leaf that an arbitrary exception belongs to; the original stays its cause."""
     if isinstance(error, TrainerError):
         return error
     text = f"{type(error).__name__}: {error}"
     # torch raises its own OutOfMemoryError on a device and a plain RuntimeError ("can't allocate memory") on the host.
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in text:
+    # Libraries on the device say it in words of their own.
+    words = ("allocate memory", "out of memory", "ALLOC_FAILED")
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or any(w in text for w in words):
         leaf: TrainerError = OutOfMemoryError(f"{text}. Use a smaller micro_batch, a higher ZeRO stage, or offload.")
     else:
         leaf = TrainerError(text)

@@ -3,13 +3,17 @@
 Seconds are wall-clock, bytes are bytes, `at` is Unix time, `step` counts finished optimizer steps (the first is 1).
 """
 
+import errno
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+log = logging.getLogger("stiefel.trainer")
 
 
 class _Event(BaseModel):
@@ -37,7 +41,7 @@ class Started(_Event):
     device: str
     parameters: int = Field(description="of the model as exported")
     trained_parameters: int
-    optimizer_state_bytes: int = Field(description="moments held by all ranks together, counted on live tensors")
+    optimizer_state_bytes: int = Field(description="one copy of the moments, counted on live tensors")
     full_adamw_state_bytes: int = Field(description="what AdamW's two moments of every parameter would take")
     tokens_per_step: int
     training_tokens: int = Field(description="tokens in the training part of the dataset")
@@ -52,6 +56,7 @@ class Step(_Event):
     seconds: float = Field(description="of this step, switch included")
     projection_seconds: float = Field(description="of this step's switch; 0 where there was none")
     tokens_per_second: float
+    mfu: float | None = Field(default=None, description="model FLOPs utilisation, 0 to 1; null on unknown hardware")
     peak_device_bytes: int | None = Field(description="largest of the ranks; null without an accelerator")
     peak_host_bytes: int = Field(description="resident, largest of the ranks")
 
@@ -116,11 +121,16 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self.last_step = 0
+        torn = _last_byte(path) not in (b"\n", b"")
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        if torn:  # what an earlier attempt left: the first line of this one shall not be glued to it
+            os.write(self._descriptor, b"\n")
 
     def write(self, event: Event) -> None:
         self.last_step = event.step
-        os.write(self._descriptor, event.model_dump_json().encode() + b"\n")
+        line = event.model_dump_json().encode() + b"\n"
+        if os.write(self._descriptor, line) != len(line):
+            raise OSError(errno.ENOSPC, "an event could not be written whole: the disk is full")
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -140,8 +150,21 @@ def read_from(path: Path, offset: int) -> tuple[list[tuple[int, Event]], int]:
     found = []
     for line in _whole_lines(block):
         offset += len(line)
-        found.append((offset, parse(line)))
+        try:
+            found.append((offset, parse(line)))
+        except ValidationError:
+            # Torn by a full disk or a power cut. One line is lost; stopping here would lose all that follow.
+            log.warning("%s: the line before byte %d cannot be read and is left out", path, offset)
     return found, offset
+
+
+def _last_byte(path: Path) -> bytes:
+    """Empty for an empty file or none."""
+    if not path.exists() or path.stat().st_size == 0:
+        return b""
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1)
 
 
 def _whole_lines(block: bytes) -> Iterator[bytes]:

@@ -2,10 +2,13 @@
 
 import glob
 import hashlib
+import os
 import sysconfig
 from pathlib import Path
 
 from trainer.errors import DataError
+
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
 def find_files(patterns: tuple[str, ...]) -> list[Path]:
@@ -22,6 +25,8 @@ def find_files(patterns: tuple[str, ...]) -> list[Path]:
 def stdlib_files() -> list[Path]:
     """Python's own library without its tests, in an order that depends on the names alone but mixes the packages."""
     root = Path(sysconfig.get_path("stdlib"))
-    skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-    files = [file for file in root.rglob("*.py") if not skipped & set(file.relative_to(root).parts)]
+    files = []
+    for directory, subdirectories, names in os.walk(root):
+        subdirectories[:] = [name for name in subdirectories if name not in _NOT_LIBRARY]
+        files += [Path(directory, name) for name in names if name.endswith(".py")]
     return sorted(files, key=lambda file: hashlib.sha256(str(file.relative_to(root)).encode()).digest())

@@ -13,7 +13,7 @@ from trainer.presets import LLAMA_TARGETS
 class MethodSettings(BaseModel):
     """What every method has. `paper` and `summary` are what `GET /v1/methods` shows."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     summary: ClassVar[str]
     paper: ClassVar[str]

@@ -63,7 +63,10 @@ def _random(config: PretrainedConfig, dtype: torch.dtype) -> Any:
     model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # transformers' own
         config, attn_implementation="sdpa", dtype=torch.float32
     )
-    return model.to(dtype)
+    # Parameters only: a rotary table in bf16 would turn positions by whole radians.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def _check_sizes(model: Any, spec: TrainingSpec, tokens: int) -> None:

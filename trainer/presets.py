@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.errors import SpecError
+
 # The matrices of a LLaMA block, by the last part of their module name.
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -53,9 +55,12 @@ PRESETS: dict[str, Shape] = {
 
 
 def shape_of_directory(path: Path) -> Shape | None:
-    """The shape that a Hugging Face `config.json` states, or None where it does not use LLaMA's names."""
-    stated = json.loads((path / "config.json").read_text())
+    """The shape that a Hugging Face `config.json` states, or None where it does not use LLaMA's names.
+
+    Raises SpecError where it is not JSON.
+    """
     try:
+        stated = json.loads((path / "config.json").read_text())
         hidden, heads = int(stated["hidden_size"]), int(stated["num_attention_heads"])
         return Shape(
             hidden=hidden,
@@ -65,5 +70,7 @@ def shape_of_directory(path: Path) -> Shape | None:
             kv_heads=int(stated.get("num_key_value_heads") or heads),
             head_size=int(stated.get("head_dim") or hidden // heads),
         )
-    except KeyError:
+    except ValueError as error:
+        raise SpecError(f"model.path: {path / 'config.json'} is not JSON: {error}") from error
+    except (KeyError, TypeError):
         return None

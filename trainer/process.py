@@ -1,11 +1,10 @@
-"""Of processes: ending with one's parent, and starting one process per rank. Imports no torch."""
+"""Of processes: ending with one's parent, and a free port. Imports no torch."""
 
 import ctypes
 import os
 import signal
 import socket
 import sys
-from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
@@ -28,16 +27,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def become_torchrun(run_directory: Path, processes: int) -> None:
-    """Replace this process by torchrun with one child per rank, each of which runs this trainer again."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run"),
-        *("--nproc-per-node", str(processes), "--master-addr", "127.0.0.1", "--master-port", str(free_port())),
-        *("-m", "trainer", "run", str(run_directory)),
-    ]
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, command)

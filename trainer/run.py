@@ -11,16 +11,21 @@ import torch.distributed as dist
 from trainer import checkpoint, data, events
 from trainer.config import TrainingSpec
 from trainer.engine import build_engine
-from trainer.errors import DivergenceError
+from trainer.errors import DivergenceError, SpecError
+from trainer.hardware import model_flops_utilization
 from trainer.methods import make_method
 from trainer.methods.base import StepContext
 from trainer.model import build_model
 from trainer.rundir import RunDir
 from trainer.schedule import learning_rate
-from trainer.tokenizer import load_tokenizer, save_tokenizer
+from trainer.tokenizer import load_tokenizer
 from trainer.zero import Shards
 
 Emit = Callable[[events.Event], None]
+
+# Its exponential, the perplexity, is still a number.
+_LARGEST_LOSS = 700.0
+_CALMER = "lower optimisation.learning_rate, lengthen warmup_steps, or set clip_norm"
 
 
 class Run:
@@ -30,20 +35,19 @@ class Run:
         self.spec, self.rundir = spec, rundir
         self.emit = emit if dist.get_rank() == 0 else _nowhere
         self.device = torch.device(deepspeed.get_accelerator().current_device_name())
+        self.device_name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
+        if dist.get_world_size() != spec.resources.processes:
+            ranks, wanted = dist.get_world_size(), spec.resources.processes
+            raise SpecError(f"resources.processes: {wanted}, but {ranks} ranks were started")
+        self.emit(events.Preparing(step=0, what="building the model"))
         tokenizer = load_tokenizer(spec.tokenizer)
-        if dist.get_rank() == 0:
-            self.emit(events.Preparing(step=0, what="tokenising the dataset"))
-            data.prepare(spec, tokenizer, rundir.data, self._report_tokens)
-            save_tokenizer(tokenizer, rundir.tokenizer)
-            self.emit(events.Preparing(step=0, what="building the model"))
-        dist.barrier()
         self.sequences = data.Sequences(spec, rundir.data, dist.get_rank(), self.device)
 
         model = build_model(spec, tokenizer)
         self.parameters = sum(p.numel() for p in model.parameters())
         self.method = make_method(spec)
         self.method.attach(model)
-        resumed = checkpoint.newest(rundir)
+        resumed = checkpoint.newest_for_all(rundir)
         if resumed:
             checkpoint.load_values(resumed, model)
         self.engine = build_engine(spec, model, self.method)
@@ -63,7 +67,7 @@ class Run:
             step=self.step,
             steps=whole(optimisation.steps),
             processes=dist.get_world_size(),
-            device=torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            device=self.device_name,
             parameters=self.parameters,
             trained_parameters=sum(numel for trained, numel in shapes if trained),
             optimizer_state_bytes=state_bytes,
@@ -104,8 +108,7 @@ class Run:
         mean_loss, peak_host, peak_device, stop = self._exchange(float(losses) / len(batches), stop_requested())
         if not torch.isfinite(torch.tensor([mean_loss, norm])).all():
             raise DivergenceError(
-                f"step {self.step}: loss {mean_loss}, gradient norm {norm}; the last checkpoint is before it. "
-                "Lower optimisation.learning_rate, lengthen warmup_steps, or set clip_norm."
+                f"step {self.step}: loss {mean_loss}, gradient norm {norm}; the last checkpoint is before it; {_CALMER}"
             )
         seconds = time.perf_counter() - began
         tokens = optimisation.global_batch * self.spec.dataset.sequence_length
@@ -128,6 +131,7 @@ class Run:
                 seconds=seconds,
                 projection_seconds=report.seconds if report else 0.0,
                 tokens_per_second=tokens / seconds,
+                mfu=model_flops_utilization(tokens / seconds, self.parameters, self.device_name, dist.get_world_size()),
                 peak_device_bytes=peak_device if self.device.type != "cpu" else None,
                 peak_host_bytes=peak_host,
             )
@@ -153,6 +157,8 @@ class Run:
                     totals += torch.tensor([float(loss) * len(rows), len(rows)], dtype=torch.float64).to(self.device)
         dist.all_reduce(totals)
         loss, count = float(totals[0] / totals[1]), int(totals[1])
+        if not loss < _LARGEST_LOSS:
+            raise DivergenceError(f"step {self.step}: held-out loss {loss}; {_CALMER}")
         perplexity = float(torch.tensor(loss, dtype=torch.float64).exp())
         seconds = time.perf_counter() - began
         self.emit(events.Evaluated(step=self.step, loss=loss, perplexity=perplexity, sequences=count, seconds=seconds))
@@ -186,9 +192,6 @@ class Run:
         """Random numbers of the step (dropout) as a pure function of seed, step and rank: nothing to save."""
         seed = (self.spec.optimisation.seed * 1_000_003 + self.step) * 4096 + dist.get_rank()
         torch.manual_seed(seed % 2**63)
-
-    def _report_tokens(self, tokens: int) -> None:
-        self.emit(events.Preparing(step=0, what="tokenising the dataset", done=tokens))
 
 
 def whole(value: int | None) -> int:

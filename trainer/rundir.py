@@ -32,7 +32,7 @@ class RunDir:
 
     def complete_checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first. A directory without its marker does not count."""
-        return sorted(marker.parent for marker in self.checkpoints.glob(f"step-*/{COMPLETE}"))
+        return sorted(marker.parent for marker in self.checkpoints.glob(f"step-{'[0-9]' * 8}/{COMPLETE}"))
 
     def log_tail(self, size: int) -> str:
         """The last `size` bytes of the log, whole lines; empty if there is none."""

@@ -12,7 +12,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from trainer import events
+from trainer import data, events
 from trainer.config import TrainingSpec
 from trainer.run import Emit, Run, whole
 from trainer.rundir import RunDir
@@ -21,31 +21,44 @@ from trainer.rundir import RunDir
 def train(spec: TrainingSpec, rundir: RunDir, emit: Emit) -> None:
     """Train to the end of the spec or to a stop request, from the newest checkpoint if there is one.
 
-    Called by every rank, inside `distributed`. `emit` is called with what happens, on rank 0 alone.
+    Called by every rank. `emit` is called with what happens, on rank 0 alone.
     """
     began = time.perf_counter()
+    with _StopRequest(rundir) as stop_request:
+        # Before the ranks meet: none of them may wait in a collective for as long as this can take.
+        if not data.prepare(spec, rundir, int(os.environ["RANK"]), emit, stop_request.present):
+            if os.environ["RANK"] == "0":
+                emit(events.Stopped(step=0))
+            return
+        with distributed():
+            _loop(spec, rundir, emit, stop_request, began)
+
+
+def _loop(spec: TrainingSpec, rundir: RunDir, emit: Emit, stop_request: "_StopRequest", began: float) -> None:
     optimisation = spec.optimisation
     steps = whole(optimisation.steps)
-    with _StopRequest(rundir) as stop_request:
-        run = Run(spec, rundir, emit)
-        run.emit(run.started())
-        if run.step == 0:
+    run = Run(spec, rundir, emit)
+    run.emit(run.started())
+    if run.step == 0:
+        run.evaluate()
+    while run.step < steps:
+        stop = run.train_step(stop_request.present)
+        last = run.step == steps
+        if last or run.step % whole(optimisation.evaluate_every) == 0:
             run.evaluate()
-        while run.step < steps:
-            stop = run.train_step(stop_request.present)
-            last = run.step == steps
-            if last or run.step % whole(optimisation.evaluate_every) == 0:
-                run.evaluate()
-            if last or stop or run.step % whole(optimisation.checkpoint_every) == 0:
-                run.save()
-            if stop and not last:
-                run.emit(events.Stopped(step=run.step))
-                return
-        run.emit(events.Finished(step=run.step, seconds=time.perf_counter() - began))
+        if last or stop or run.step % whole(optimisation.checkpoint_every) == 0:
+            run.save()
+        if stop and not last:
+            run.emit(events.Stopped(step=run.step))
+            return
+    run.emit(events.Finished(step=run.step, seconds=time.perf_counter() - began))
+
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _StopRequest:
-    """A stop file in the run directory, or SIGTERM: either is obeyed at the next step boundary."""
+    """A stop file in the run directory, SIGTERM or Ctrl-C: each is obeyed at the next step boundary."""
 
     def __init__(self, rundir: RunDir) -> None:
         self._file = rundir.stop
@@ -55,11 +68,12 @@ class _StopRequest:
         return self._signalled or self._file.exists()
 
     def __enter__(self) -> "_StopRequest":
-        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        self._previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True

@@ -111,8 +111,10 @@ class Shards:
             state["step"].fill_(step)
 
     def state_bytes(self) -> int:
-        """Bytes of moments that all ranks hold together, counted on live tensors. Collective."""
+        """Bytes of one copy of the moments, counted on live tensors and summed over shards. Collective."""
         mine = sum(state[key].numel() * state[key].element_size() for state in self._states() for key in MOMENTS)
+        if self._stage == 0:
+            return mine  # every rank holds all of it
         total = torch.tensor(mine, dtype=torch.int64, device=self._engine.device)
         dist.all_reduce(total)
         return int(total)

@@ -1,13 +1,15 @@
-"""Starting and ending a trainer, and keeping two trainers off one set of GPUs."""
+"""Starting and ending a trainer, and keeping two trainers apart: off one set of GPUs, and off one run directory."""
 
 import contextlib
 import fcntl
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from jobs.settings import Settings
 from jobs.tables import Job
@@ -15,33 +17,42 @@ from trainer.config import TrainingSpec
 from trainer.rundir import RunDir
 
 
-class GpuLock:
-    """A file lock on this worker's GPUs (or, without any, on the worker's own name).
+@dataclass
+class Locks:
+    """File locks that the trainer inherits.
 
-    The trainer inherits the descriptor, so the lock is free only when the worker's hold *and* the trainer are gone:
-    a trainer that outlives its worker still keeps the next one away.
+    They are free only when this process has let go of them *and* the trainer is gone: a trainer that outlives its
+    worker still keeps the next one away.
     """
 
-    def __init__(self, settings: Settings, slot: str) -> None:
-        settings.locks.mkdir(parents=True, exist_ok=True)
-        self._path = settings.locks / f"{re.sub(r'[^A-Za-z0-9.,-]', '_', slot)}.lock"
-        self.descriptor: int | None = None
+    paths: list[Path]
+    descriptors: list[int] = field(default_factory=list)
 
     def try_acquire(self) -> bool:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        self.descriptor = descriptor
+        """All or none."""
+        for path in self.paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self.descriptors.append(descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.release()
+                return False
         return True
 
     def release(self) -> None:
         """Give up this process's hold; a trainer that still lives keeps its own."""
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-            self.descriptor = None
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.descriptors.clear()
+
+
+def locks_of(settings: Settings, worker: str, run_directory: str) -> Locks:
+    """One lock per GPU of this host (without named GPUs: on the worker's name), and one on the run directory."""
+    slots = [f"gpu-{index.strip()}" for index in settings.gpus.split(",")] if settings.gpus else [f"worker-{worker}"]
+    names = sorted(re.sub(r"[^A-Za-z0-9.-]", "_", f"{socket.gethostname()}-{slot}") for slot in slots)
+    return Locks([*(settings.locks / f"{name}.lock" for name in names), Path(run_directory) / "lock"])
 
 
 @dataclass
@@ -51,7 +62,7 @@ class Trainer:
     process: subprocess.Popen[bytes]
 
     def kill(self) -> None:
-        """SIGKILL to the whole group: torchrun and every rank."""
+        """SIGKILL to the whole group. Ranks under torchrun follow: each asked to die with its parent."""
         with contextlib.suppress(ProcessLookupError):  # ended by itself a moment ago: what we wanted
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -69,9 +80,8 @@ def prepare(job: Job) -> RunDir:
     return rundir
 
 
-def start(rundir: RunDir, settings: Settings, lock: GpuLock) -> Trainer:
+def start(rundir: RunDir, settings: Settings, locks: Locks) -> Trainer:
     """`python -m trainer run` in a session of its own, which ends with a checkpoint if this process dies."""
-    assert lock.descriptor is not None
     environment = os.environ | {"STIEFEL_PARENT_PID": str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     if settings.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = settings.gpus
@@ -83,6 +93,6 @@ def start(rundir: RunDir, settings: Settings, lock: GpuLock) -> Trainer:
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-            pass_fds=(lock.descriptor,),
+            pass_fds=tuple(locks.descriptors),
         )
     return Trainer(process)

@@ -26,7 +26,10 @@ def alive() -> dict[str, str]:
 
 @router.get("/readyz")
 def ready(given: Given) -> JSONResponse:
-    """The database answers: 200, else 503. A broker that is away is told, but jobs are accepted all the same."""
+    """The database answers: 200, else 503. A broker that is away is told, but jobs are accepted all the same.
+
+    A broker that is silent makes this take about two seconds: give a probe more than that.
+    """
     database = broker = "ok"
     try:
         fleet.ping(given.database)

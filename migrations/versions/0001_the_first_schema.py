@@ -115,6 +115,7 @@ def upgrade() -> None:
         sa.Column("due_at", sa.Float(precision=53), nullable=False),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_outbox_job_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_outbox")),
+        sqlite_autoincrement=True,
     )
     with op.batch_alter_table("outbox", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_outbox_due_at"), ["due_at"], unique=False)
@@ -131,6 +132,7 @@ def upgrade() -> None:
         sa.Column("seconds", sa.Float(precision=53), nullable=False),
         sa.Column("projection_seconds", sa.Float(precision=53), nullable=False),
         sa.Column("tokens_per_second", sa.Float(precision=53), nullable=False),
+        sa.Column("mfu", sa.Float(precision=53), nullable=True),
         sa.Column("peak_device_bytes", sa.BigInteger(), nullable=True),
         sa.Column("peak_host_bytes", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_points_job_id")),

@@ -15,8 +15,10 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import trainer.engine  # noqa: E402
 from tests.distributed.case import save_arrays  # noqa: E402
 from trainer.config import TrainingSpec  # noqa: E402
+from trainer.data import prepare  # noqa: E402
 from trainer.lowrank.linear import LowRankLinear  # noqa: E402
 from trainer.run import Run  # noqa: E402
 from trainer.rundir import RunDir  # noqa: E402
@@ -39,12 +41,24 @@ def effective_weights(run: Run) -> dict[str, torch.Tensor]:
     return weights
 
 
+real_configuration = trainer.engine.configuration
+
+
+def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    return base | {key: base.get(key, {}) | value for key, value in more.items()}
+
+
 def train(case: dict[str, Any]) -> None:
-    """Train `steps` steps; at each of `save_at`, write a checkpoint and go on with a new engine made from it."""
+    """Train `steps` steps; at each of `save_at`, write a checkpoint and go on with a new engine made from it.
+
+    `deepspeed` is merged into DeepSpeed's own configuration.
+    """
     rundir = RunDir(case["directory"])
-    rundir.root.mkdir(parents=True, exist_ok=True)
     events: list[Any] = []
-    run = Run(TrainingSpec.model_validate(case["spec"]), rundir, events.append)
+    wanted = TrainingSpec.model_validate(case["spec"])
+    prepare(wanted, rundir, dist.get_rank(), events.append, lambda: False)
+    trainer.engine.configuration = lambda s: merged(real_configuration(s), case.get("deepspeed", {}))
+    run = Run(wanted, rundir, events.append)
     while run.step < case["steps"]:
         run.train_step(lambda: False)
         if run.step in case.get("save_at", []):

@@ -15,6 +15,7 @@ from tests.distributed.group import run_group
 from trainer.config import TrainingSpec
 from trainer.data import Sequences, prepare
 from trainer.model import build_model
+from trainer.rundir import RunDir
 from trainer.tokenizer import byte_tokenizer
 
 STEPS = 8  # switches before steps 1, 4 and 7
@@ -73,15 +74,14 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[s
 
 
 def reference_run(directory: Path, wanted: TrainingSpec) -> tuple[dict[str, torch.Tensor], list[float]]:
-    tokenizer = byte_tokenizer()
-    prepare(wanted, tokenizer, directory / "data", lambda _: None)
+    prepare(wanted, RunDir(directory), 0, lambda _: None, lambda: False)
     whole_batch = wanted.optimisation.model_dump() | {"micro_batch": wanted.optimisation.global_batch}
     alone = TrainingSpec.model_validate(
         wanted.model_dump() | {"resources": {"processes": 1}, "optimisation": whole_batch}
     )
     sequences = Sequences(alone, directory / "data", 0, torch.device("cpu"))
     batches = [sequences.micro_batches(step)[0] for step in range(STEPS)]
-    model = build_model(alone, tokenizer)
+    model = build_model(alone, byte_tokenizer())
     losses = reference.train(alone, model, batches)
     return {name: p.detach() for name, p in model.named_parameters()}, losses
 
@@ -131,6 +131,34 @@ def test_three_ranks_whose_shards_do_not_divide_evenly(tmp_path: Path, engine: s
     case = {"directory": str(tmp_path / engine), "spec": wanted.model_dump(mode="json"), "steps": STEPS}
     run_group(tmp_path, 3, [case])
     check(tmp_path / engine, *reference_run(tmp_path / "reference", wanted))
+
+
+@pytest.mark.parametrize("offload", ["none", "cpu"])
+def test_stage_3_with_nothing_persisted_and_shapes_that_divide_by_nothing(tmp_path: Path, offload: str) -> None:
+    """Below DeepSpeed's usual threshold a small parameter is never sharded, and every one of a tiny model is small."""
+    from transformers import LlamaConfig
+
+    odd = {"hidden_size": 36, "intermediate_size": 91, "num_hidden_layers": 2, "num_attention_heads": 6}
+    LlamaConfig(vocab_size=261, num_key_value_heads=3, tie_word_embeddings=True, **odd).save_pretrained(
+        tmp_path / "odd"
+    )
+    wanted = spec(
+        tmp_path,
+        model={"path": str(tmp_path / "odd"), "weights": "random"},
+        tokenizer="bytes",
+        deepspeed={"zero_stage": 3, "offload": offload},
+        method={"rank": 7},
+        optimisation={"micro_batch": 2, "weight_decay": 0.1, "steps": STEPS},
+    )
+    case = {
+        "directory": str(tmp_path / "run"),
+        "spec": wanted.model_dump(mode="json"),
+        "steps": STEPS,
+        "save_at": [5],
+        "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
+    }
+    run_group(tmp_path, 2, [case])
+    check(tmp_path / "run", *reference_run(tmp_path / "reference", wanted))
 
 
 def test_the_reference_moves_far_enough_to_tell(

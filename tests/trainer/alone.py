@@ -6,6 +6,7 @@ from typing import Any
 from tests.distributed.case import spec
 from trainer import events
 from trainer.config import TrainingSpec
+from trainer.data import prepare
 from trainer.run import Run
 from trainer.rundir import RunDir
 
@@ -17,5 +18,6 @@ def alone(directory: Path, **changes: Any) -> TrainingSpec:
 def make_run(directory: Path, **changes: Any) -> tuple[Run, list[events.Event]]:
     found: list[events.Event] = []
     rundir = RunDir(directory / "run")
-    rundir.root.mkdir(parents=True, exist_ok=True)
-    return Run(alone(directory, **changes), rundir, found.append), found
+    wanted = alone(directory, **changes)
+    prepare(wanted, rundir, 0, found.append, lambda: False)
+    return Run(wanted, rundir, found.append), found

@@ -17,8 +17,11 @@ def process_group() -> Iterator[None]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
+    group = distributed()
     with pytest.MonkeyPatch.context() as patch:
         for key, value in own.items():
             patch.setenv(key, value)
-        with distributed():
-            yield
+        group.__enter__()
+    # The environment is as it was: processes that tests start are no ranks of this group.
+    yield
+    group.__exit__(None, None, None)

@@ -44,6 +44,17 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(saved: Path)
         checkpoint.newest(rundir(saved))
 
 
+def test_a_damaged_newest_does_not_push_a_good_one_out(saved: Path) -> None:
+    (rundir(saved).checkpoint(3) / "rank-00.safetensors").write_bytes(b"damaged")
+    leftover = rundir(saved).checkpoints / "step-00000009.tmp"
+    leftover.mkdir()
+    (leftover / "COMPLETE").touch()  # killed between the marker and the rename
+    run, _ = make_run(saved, optimisation={"keep_checkpoints": 1})
+    assert run.step == 2
+    run.save()
+    assert [path.name for path in rundir(saved).checkpoints.iterdir()] == ["step-00000002"]
+
+
 def test_a_directory_without_its_marker_does_not_count(saved: Path) -> None:
     (rundir(saved).checkpoint(3) / "COMPLETE").unlink()
     found = checkpoint.newest(rundir(saved))

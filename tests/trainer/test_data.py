@@ -8,19 +8,24 @@ import torch
 from pydantic import TypeAdapter
 
 from tests.distributed.case import spec
-from trainer.config import DatasetSpec
+from trainer.config import DatasetSpec, TrainingSpec
 from trainer.data import Sequences, prepare
 from trainer.documents import documents
-from trainer.errors import DataError
+from trainer.errors import DataError, SpecError
 from trainer.files import stdlib_files
 from trainer.preflight import check_length, preflight
+from trainer.rundir import RunDir
 from trainer.tokenizer import byte_tokenizer
 
 
 def sequences(directory: Path, rank: int, **changes: object) -> Sequences:
     wanted = spec(directory, **changes)
-    prepare(wanted, byte_tokenizer(), directory / "data", lambda _: None)
+    tokenise(wanted, directory)
     return Sequences(wanted, directory / "data", rank, torch.device("cpu"))
+
+
+def tokenise(wanted: TrainingSpec, directory: Path) -> None:
+    assert prepare(wanted, RunDir(directory), 0, lambda _: None, lambda: False)
 
 
 def global_batch(directory: Path, processes: int, micro: int, step: int) -> set[tuple[int, ...]]:
@@ -61,7 +66,7 @@ def test_the_fast_bytes_are_the_tokeniser_s_own(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_bytes(text.encode())
     wanted = spec(tmp_path, dataset={"sequence_length": 4, "validation_fraction": 0})
     tokenizer = byte_tokenizer()
-    prepare(wanted, tokenizer, tmp_path / "data", lambda _: None)
+    tokenise(wanted, tmp_path)
     stored = np.fromfile(tmp_path / "data" / "tokens.bin", dtype=np.uint16).tolist()
     assert stored == [*tokenizer(text).input_ids, tokenizer.eos_token_id]
     assert tokenizer(text).input_ids == list(text.encode())
@@ -79,9 +84,7 @@ def test_a_hugging_face_tokeniser_from_a_directory(tmp_path: Path) -> None:
     )
     (tmp_path / "text.txt").write_text("a b c a " * 4)
     wanted = spec(tmp_path, tokenizer=str(tmp_path / "tok"), dataset={"sequence_length": 4, "validation_fraction": 0})
-    from trainer.tokenizer import load_tokenizer
-
-    prepare(wanted, load_tokenizer(wanted.tokenizer), tmp_path / "data", lambda _: None)
+    tokenise(wanted, tmp_path)
     assert np.fromfile(tmp_path / "data" / "tokens.bin", dtype=np.uint16).tolist() == [1, 2, 0, 1] * 4 + [3]
 
 
@@ -128,7 +131,7 @@ def test_a_dataset_that_is_too_short_is_told_before_and_at_the_start(tmp_path: P
     with pytest.raises(DataError, match="dataset.sequence_length: .* need 64"):
         preflight(wanted)
     with pytest.raises(DataError, match="dataset.sequence_length: .* need 64"):
-        prepare(wanted, byte_tokenizer(), tmp_path / "data", lambda _: None)
+        tokenise(wanted, tmp_path)
     assert not (tmp_path / "data" / "meta.json").exists()
 
 
@@ -137,3 +140,28 @@ def test_a_dataset_that_is_too_short_is_told_before_and_at_the_start(tmp_path: P
 )
 def test_the_split(tmp_path: Path, tokens: int, fraction: float, expected: tuple[int, int]) -> None:
     assert check_length(tokens, spec(tmp_path, dataset={"validation_fraction": fraction})) == expected
+
+
+def test_another_dataset_in_the_same_run_directory_is_refused(tmp_path: Path) -> None:
+    tokenise(spec(tmp_path), tmp_path)
+    tokenise(spec(tmp_path, dataset={"sequence_length": 16}), tmp_path)  # only cut in another way
+    other = spec(
+        tmp_path, dataset={"source": "text", "files": [str(tmp_path / "text.txt"), str(tmp_path / "text.txt")]}
+    )
+    with pytest.raises(SpecError, match="dataset: .* was made from"):
+        tokenise(other, tmp_path)
+
+
+def test_a_stop_while_tokenising_is_obeyed_by_all_ranks_alike(tmp_path: Path) -> None:
+    wanted = spec(tmp_path)
+    assert not prepare(wanted, RunDir(tmp_path), 0, lambda _: None, lambda: True)
+    assert not prepare(wanted, RunDir(tmp_path), 1, lambda _: None, lambda: False)
+    tokenise(wanted, tmp_path)
+    assert prepare(wanted, RunDir(tmp_path), 1, lambda _: None, lambda: True)
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "fine"}\n{"text": "\\ud83d"}\n')
+    with pytest.raises(DataError, match="a.jsonl, line 2 holds half of a surrogate pair"):
+        read(source="jsonl", files=[str(file)])

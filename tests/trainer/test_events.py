@@ -32,3 +32,12 @@ def test_every_event_comes_back_as_it_was() -> None:
     assert events.parse(event.model_dump_json()) == event
     with pytest.raises(ValidationError):
         events.parse('{"type": "surprise", "step": 1}')
+
+
+def test_a_torn_line_costs_itself_alone(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b'{"type": "stopped", "step": 1}\n{"type": "stop')  # the power went here
+    log = events.EventLog(file)
+    log.write(events.Stopped(step=2))
+    log.close()
+    assert [event.step for event in events.read(file)] == [1, 2]

@@ -60,6 +60,7 @@ def test_a_model_directory_is_trained_and_exported(tmp_path: Path, make: Any, st
     run, found = make_run(
         tmp_path,
         model={"path": str(tmp_path / "model")},
+        tokenizer="bytes",
         method={"rank": 4},
         deepspeed={"zero_stage": stage},
         optimisation={"weight_decay": 0.1},
@@ -93,21 +94,54 @@ def loss_of(model: Any, run: Run) -> float:
 def test_a_directory_s_shape_alone_can_be_used(tmp_path: Path) -> None:
     tied_grouped_llama().save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
-    run, _ = make_run(tmp_path, model={"path": str(tmp_path / "model"), "weights": "random"}, method={"rank": 4})
+    run, _ = make_run(
+        tmp_path, tokenizer="bytes", model={"path": str(tmp_path / "model"), "weights": "random"}, method={"rank": 4}
+    )
     run.train_step(lambda: False)
     with pytest.raises(SpecError, match="cannot be loaded"):
-        make_run(tmp_path, model={"path": str(tmp_path / "model")}, method={"rank": 4})
+        make_run(tmp_path, tokenizer="bytes", model={"path": str(tmp_path / "model")}, method={"rank": 4})
 
 
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     LlamaForCausalLM(LlamaConfig(**SMALL | {"vocab_size": 100})).save_pretrained(tmp_path / "few")
     with pytest.raises(SpecError, match="100 embedding rows are too few for a tokeniser of 257"):
-        make_run(tmp_path, model={"path": str(tmp_path / "few")}, method={"rank": 4})
+        make_run(tmp_path, tokenizer="bytes", model={"path": str(tmp_path / "few")}, method={"rank": 4})
     LlamaForCausalLM(LlamaConfig(**SMALL, max_position_embeddings=16)).save_pretrained(tmp_path / "short")
     with pytest.raises(SpecError, match="sequence_length: 32 is above the model's 16"):
-        make_run(tmp_path, model={"path": str(tmp_path / "short")}, method={"rank": 4})
+        make_run(tmp_path, tokenizer="bytes", model={"path": str(tmp_path / "short")}, method={"rank": 4})
     GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(SpecError, match="no linear module is called 'q_proj'"):
-        make_run(tmp_path, model={"path": str(tmp_path / "gpt2")}, method={"rank": 4})
-    run, _ = make_run(tmp_path, model={"path": str(tmp_path / "gpt2")}, method="full")
+        make_run(tmp_path, tokenizer="bytes", model={"path": str(tmp_path / "gpt2")}, method={"rank": 4})
+    run, _ = make_run(tmp_path, tokenizer="bytes", model={"path": str(tmp_path / "gpt2")}, method="full")
     run.train_step(lambda: False)
+
+
+def test_a_target_that_shares_its_weight_is_refused(tmp_path: Path) -> None:
+    tied_grouped_llama().save_pretrained(tmp_path / "model")
+    with pytest.raises(SpecError, match="lm_head shares its weight"):
+        make_run(
+            tmp_path,
+            tokenizer="bytes",
+            model={"path": str(tmp_path / "model")},
+            method={"rank": 4, "targets": ["q_proj", "lm_head"]},
+        )
+
+
+def test_a_pretrained_model_keeps_its_own_tokeniser() -> None:
+    from trainer.config import TrainingSpec
+
+    rest = {"dataset": "python-stdlib", "method": "full", "optimisation": {"steps": 1}}
+    kept = {
+        "/models/x": TrainingSpec.model_validate(rest | {"model": {"path": "/models/x"}}).tokenizer,
+        "org/x": TrainingSpec.model_validate(rest | {"model": {"hub": "org/x"}}).tokenizer,
+        "bytes": TrainingSpec.model_validate(rest | {"model": "llama-1m"}).tokenizer,
+    }
+    assert all(expected == found for expected, found in kept.items())
+
+
+def test_bf16_rounds_parameters_and_not_the_rotary_table(tmp_path: Path) -> None:
+    run, _ = make_run(tmp_path, optimisation={"dtype": "bf16"}, method={"rank": 4})
+    assert {p.dtype for p in run.model.parameters()} == {torch.bfloat16}
+    tables = [b for name, b in run.model.named_buffers() if name.endswith("inv_freq")]
+    assert tables
+    assert all(table.dtype == torch.float32 for table in tables)

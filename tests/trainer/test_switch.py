@@ -150,8 +150,18 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     from trainer.errors import DivergenceError
 
     run, _ = make_run(tmp_path, method="full", optimisation={"learning_rate": 10.0, "warmup_steps": 0, "dtype": "bf16"})
-    name, norm = next((n, p) for n, p in run.model.named_parameters() if n.endswith("norm.weight"))
+    norm = next(p for n, p in run.model.named_parameters() if n.endswith("norm.weight"))
     run.shards.write(norm, torch.full(shape_of(norm), float("nan")))
-    with pytest.raises(DivergenceError, match="Lower optimisation.learning_rate"):
+    with pytest.raises(DivergenceError, match="lower optimisation.learning_rate"):
         run.train_step(lambda: False)
-    assert name
+
+
+def test_a_held_out_loss_whose_perplexity_is_no_number_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    from trainer.errors import DivergenceError
+
+    run, found = make_run(tmp_path, method="full")
+    head = run.model.get_parameter("lm_head.weight")
+    run.shards.write(head, 1e6 * run.shards.read(head))
+    with pytest.raises(DivergenceError, match="held-out loss"):
+        run.evaluate()
+    assert not any(isinstance(e, events.Evaluated) for e in found)

@@ -61,7 +61,7 @@ def replace_targets(model: nn.Module, targets: tuple[str, ...], rank: int) -> li
     """Put a LowRankLinear in the place of every nn.Linear whose name ends in one of `targets`.
 
     Returned in the model's order. Basis left when rows ≤ columns, as in the papers. Raises SpecError when a target
-    matches nothing or the rank is above a matrix's smallest side.
+    matches nothing, shares its weight, or has a side below the rank.
     """
     found = [
         (name, module)
@@ -72,8 +72,16 @@ def replace_targets(model: nn.Module, targets: tuple[str, ...], rank: int) -> li
         if not any(name.rpartition(".")[2] == target for name, _ in found):
             linears = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
             raise SpecError(f"method.targets: no linear module is called {target!r}; this model has {linears}")
+    names_of: dict[int, list[str]] = {}
+    for parameter_name, parameter in model.named_parameters(remove_duplicate=False):
+        names_of.setdefault(id(parameter), []).append(parameter_name)
     layers = []
     for name, linear in found:
+        if len(shared := names_of[id(linear.weight)]) > 1:
+            raise SpecError(
+                f"method.targets: {name} shares its weight with another module ({', '.join(shared)}), which would be "
+                f"frozen and merged into; leave {name.rpartition('.')[2]!r} out"
+            )
         rows, columns = linear.weight.shape
         if rank > min(rows, columns):
             raise SpecError(

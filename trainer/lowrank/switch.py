@@ -55,40 +55,45 @@ def switch(
 
     Each layer's basis is chosen by one rank, in turn, and sent to the others: the work is shared out, and all ranks
     have the same bits. A layer whose gradient is not finite, or whose decomposition fails, keeps its basis and is
-    counted; where it has none yet, it gets a random one.
+    counted; where it has none yet, it gets a random one. `gradients` is emptied on the way.
     """
     began = time.perf_counter()
     rank, world = dist.get_rank(), dist.get_world_size()
     device = next(iter(gradients.values())).device
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # energy kept, fallbacks
 
+    mine: dict[str, Tensor] = {}
     for index, layer in enumerate(layers):
-        owner = index % world
         gradient = gradients.pop(layer.name)
-        dist.reduce(gradient, dst=owner)
-        gradient /= world
-        old = shards.read(layer.basis).float()
+        dist.reduce(gradient, dst=index % world)
+        if index % world == rank:
+            mine[layer.name] = gradient.div_(world)
+    chosen: dict[str, Tensor | None] = {}
+    for index, layer in enumerate(layers):
+        if index % world == rank:
+            toward = mine[layer.name] if layer.side == "left" else mine[layer.name].T
+            basis = _choose_or_none(choose, toward, generator_for(seed, step, index))
+            totals += torch.tensor([0.0 if basis is None else energy_kept(toward, basis), basis is None]).to(totals)
+            chosen[layer.name] = basis
+            del mine[layer.name]
+
+    for index, layer in enumerate(layers):
+        new = shards.read(layer.basis).float().contiguous()  # the old one, until a better one is known
         merge(layer, shards)
-        new = old.contiguous()
-        if rank == owner:
-            toward = gradient if layer.side == "left" else gradient.T
-            generator = generator_for(seed, step, index)
-            basis = _choose_or_none(choose, toward, generator)
-            if basis is None:
-                totals[1] += 1
-                if not old.any():
-                    basis = random_basis(toward.shape[0], layer.rank, generator).to(device)
-            else:
-                totals[0] += energy_kept(toward, basis)
+        if index % world == rank:
+            basis = chosen.pop(layer.name)
+            if basis is None and not new.any():
+                rows = shape_of(layer.weight)[0 if layer.side == "left" else 1]
+                basis = random_basis(rows, layer.rank, generator_for(seed, step, index)).to(device)
             if basis is not None:
                 new = (basis if layer.side == "left" else basis.T).contiguous()
-        dist.broadcast(new, src=owner)
+        dist.broadcast(new, src=index % world)
         shards.write(layer.basis, new)
 
     dist.all_reduce(totals)
     energy, fallbacks = float(totals[0]), int(totals[1])
-    chosen = len(layers) - fallbacks
-    return SwitchReport(time.perf_counter() - began, energy / chosen if chosen else None, fallbacks)
+    renewed = len(layers) - fallbacks
+    return SwitchReport(time.perf_counter() - began, energy / renewed if renewed else None, fallbacks)
 
 
 def _choose_or_none(choose: ChooseBasis, gradient: Tensor, generator: torch.Generator) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""python -m cli.child PARENT COMMAND…: become COMMAND, which gets SIGTERM when the process PARENT ends."""
+"""python -m trainer.child PARENT COMMAND…: become COMMAND, which gets SIGTERM when the process PARENT ends."""
 
 import os
 import signal

@@ -1,0 +1,48 @@
+"""Several ranks on this host: torchrun as a child, with this process between it and whoever asked. Imports no torch.
+
+torchrun answers SIGTERM by giving its ranks thirty seconds, and ends with 1 whatever they ended with. So this process
+turns SIGTERM into a stop request, which has as long as a checkpoint takes, and finds the exit code in the events.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from types import FrameType
+
+from trainer import errors, events
+from trainer.process import free_port
+from trainer.rundir import RunDir
+
+
+def run_ranks(rundir: RunDir, processes: int) -> int:
+    """Train with one process per rank and wait; the exit code is that of `trainer.errors`."""
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    command = [
+        *(sys.executable, "-m", "trainer.child", str(os.getpid())),
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nproc-per-node", str(processes), "--master-addr", "127.0.0.1", "--master-port", str(free_port())),
+        *("-m", "trainer", "run", str(rundir.root)),
+    ]
+    before = rundir.events.stat().st_size if rundir.events.exists() else 0
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if not rundir.stop.exists():
+            rundir.stop.touch()
+            asked = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask)
+    code = subprocess.Popen(command, env={"OMP_NUM_THREADS": threads} | os.environ).wait()
+    if asked:
+        rundir.stop.unlink(missing_ok=True)
+    return _exit_code(code, [event for _, event in events.read_from(rundir.events, before)[0]])
+
+
+def _exit_code(code: int, found: list[events.Event]) -> int:
+    failed = [event for event in found if isinstance(event, events.Failed)]
+    if failed:
+        return errors.exit_code_of(failed[0].reason)
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,36 @@
+"""How an attempt ended, from the exit code and from what the trainer reported; what it reported says more."""
+
+import signal
+
+from jobs.lease import Outcome
+from trainer.errors import leaf_of_exit_code
+from trainer.events import Event, Failed, Finished, Stopped
+from trainer.rundir import RunDir
+
+_LOG_TAIL_BYTES = 4000
+
+
+def outcome_of(rundir: RunDir, exit_code: int, found: list[Event], killed: bool) -> Outcome:
+    """`found` is what this attempt reported. `killed`: by us, because it did not stop in time when asked to."""
+    last = found[-1] if found else None
+    if isinstance(last, Finished) and exit_code == 0:
+        return Outcome("succeeded", exit_code)
+    if isinstance(last, Stopped) and exit_code == 0:
+        return Outcome("stopped", exit_code)
+    tail = rundir.log_tail(_LOG_TAIL_BYTES)
+    # Several ranks may have failed: the first is the cause, the others lost their peer.
+    failure = next((event for event in found if isinstance(event, Failed)), None)
+    if failure:
+        error = {"code": failure.reason, "message": failure.message, "rank": failure.rank, "log_tail": tail}
+        return Outcome("failed", exit_code, error, failure.retryable)
+    if killed:
+        message = "asked to stop, it reached no step boundary in time; what follows its last checkpoint is lost"
+        return Outcome("stopped", exit_code, {"code": "killed", "message": message, "log_tail": tail})
+    if exit_code < 0 or exit_code > 128:
+        name = signal.Signals(-exit_code if exit_code < 0 else exit_code - 128).name
+        hint = "; on Linux this is often the kernel ending the largest process for lack of memory"
+        message = f"the trainer was ended by {name}{hint if name == 'SIGKILL' else ''}"
+        return Outcome("failed", exit_code, {"code": "killed", "message": message, "log_tail": tail}, True)
+    leaf = leaf_of_exit_code(exit_code)
+    message = f"the trainer ended with exit code {exit_code} and reported nothing; see the log"
+    return Outcome("failed", exit_code, {"code": leaf.name, "message": message, "log_tail": tail}, leaf.retryable)
