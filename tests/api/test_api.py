@@ -11,11 +11,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from api.main import create_app
 from jobs import lease as leases
-from jobs import store
 from jobs.database import Database
 from jobs.settings import Settings
 from tests.conftest import Broker, job_body
-from tests.jobs.test_lease import started, step
+from tests.jobs.test_lease import record, started, step
+from trainer.process import free_port
 
 
 @pytest.fixture
@@ -73,6 +73,12 @@ BAD = [
     ({"dataset": {"sequence_length": 1}}, "dataset.sequence_length", "got 1"),
     ({"metadata": {"k": "v" * 513}}, "metadata.k", "512"),
     ({"name": ""}, "name", "at least 1"),
+    ({"name": "a\x00b"}, "name", "U+0000"),
+    ({"metadata": {"k": "a\x00b"}}, "metadata", "U+0000"),
+    ({"optimisation": {"steps": 10**10}}, "optimisation.steps", "2147483647"),
+    ({"method": {"alpha": 1e999}}, "method.alpha", "finite"),
+    ({"method": {"targets": ["q_projj"]}}, "method.targets", "no linear module of a preset"),
+    ({"model": {"vocabulary": 100}}, "model.vocabulary", "257 or more"),
 ]
 
 
@@ -86,7 +92,8 @@ def test_bad_input_is_refused_by_name_and_leaves_nothing_behind(
         body["dataset"] = json.loads(json.dumps(changes["dataset"]).replace("{directory}", str(tmp_path)))
     if changes.get("model") == {"path": "models/mine"}:
         body["model"] = {}
-    answer = client.post("/v1/jobs", json=body)
+    # json.dumps, because the client's own encoder refuses infinity before the server can.
+    answer = client.post("/v1/jobs", content=json.dumps(body), headers={"content-type": "application/json"})
     assert answer.status_code == 400, answer.text
     error = answer.json()["error"]
     assert error["param"] == param
@@ -124,6 +131,9 @@ def test_unknown_things_are_404_in_the_one_shape(client: TestClient) -> None:
     assert client.post("/v1/jobs/job-none/cancel").status_code == 404
     assert client.delete("/v1/jobs").json()["error"]["code"] == "method_not_allowed"
     assert client.get("/v1/jobs?limit=0").json()["error"]["param"] == "limit"
+    unknown = client.get("/v1/jobs?after=job-none")
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "after")
+    assert client.get("/v1/jobs/%00").status_code in (400, 404)
 
 
 def test_lists_are_newest_first_in_pages_and_filtered(client: TestClient) -> None:
@@ -163,7 +173,7 @@ def test_a_running_job_shows_progress_and_is_scraped(
     job = client.post("/v1/jobs", json=job_body(name="scraped")).json()
     lease = leases.claim(database, settings, job["id"], "w")
     assert lease is not None
-    leases.record(database, lease, [started(0), *(step(n, 5.0 - n) for n in range(1, 5))], 9)
+    record(database, lease, [started(0), *(step(n, 5.0 - n) for n in range(1, 5))], 9)
     seen = client.get(f"/v1/jobs/{job['id']}").json()
     assert seen["progress"] == {"step": 4, "steps": 20, "ratio": 0.2, "eta_seconds": 8.0, "doing": None}
     assert seen["figures"]["loss"] == 1.0
@@ -182,6 +192,13 @@ def test_a_running_job_shows_progress_and_is_scraped(
     assert samples["stiefel_job_progress_ratio", labels] == 0.2
     assert samples["stiefel_jobs", frozenset({("state", "running"), ("method", "galore")})] == 1
     assert samples["stiefel_workers_busy", frozenset()] == 1
+    assert samples["stiefel_queue_wait_seconds_count", frozenset()] == 1
+    assert samples["stiefel_queue_wait_seconds_bucket", frozenset({("le", "5")})] == 1
+    leases.finish(database, settings, lease, leases.Outcome("succeeded", 0))
+    ended = scrape(client)
+    assert ended["stiefel_jobs_finished_total", frozenset({("state", "succeeded")})] == 1
+    assert ended["stiefel_job_duration_seconds_bucket", frozenset({("le", "60")})] == 1
+    assert ended["stiefel_job_duration_seconds_bucket", frozenset({("le", "+Inf")})] == 1
 
 
 def scrape(client: TestClient) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -215,15 +232,31 @@ def test_the_api_documents_itself_with_examples_that_it_accepts(client: TestClie
     assert refused["param"] == "dataset.files"  # its files are not on this machine; everything else is right
 
 
-def test_a_database_that_is_away_is_503_and_worth_a_retry(client: TestClient, database: Database) -> None:
-    job_id = client.post("/v1/jobs", json=job_body()).json()["id"]
-    with database.transaction() as session:
-        from sqlalchemy import text
+def test_a_database_that_is_away_is_503_and_worth_a_retry(tmp_path: Path) -> None:
+    away = Settings(home=tmp_path, database_url=f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
+    with TestClient(create_app(away), raise_server_exceptions=False) as client:
+        answer = client.get("/v1/jobs")
+        assert answer.status_code == 503
+        assert "x-should-retry" not in answer.headers
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/healthz").status_code == 200
 
-        session.execute(text("ALTER TABLE jobs RENAME TO elsewhere"))
-    answer = client.get(f"/v1/jobs/{job_id}")
-    assert answer.status_code >= 500
-    assert "x-should-retry" not in answer.headers
-    assert client.get("/readyz").status_code == 503
-    assert client.get("/healthz").status_code == 200
-    assert store is not None
+
+def test_an_error_of_our_own_is_500_with_an_id_that_is_in_the_log(
+    client: TestClient, database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: Any) -> None:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr("api.routes.jobs.store.get", breaks)
+    answer = client.get("/v1/jobs/job-x", headers={"x-request-id": "mine-1"})
+    assert answer.status_code == 500
+    assert answer.headers["x-request-id"] == "mine-1"
+    assert "mine-1" in answer.json()["error"]["message"]
+    assert "request mine-1" in caplog.text
+    assert "a mistake" in caplog.text
+
+
+def test_every_answer_has_a_request_id(client: TestClient) -> None:
+    assert client.get("/healthz").headers["x-request-id"]
+    assert client.post("/v1/jobs", json={}).headers["x-request-id"]

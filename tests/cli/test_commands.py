@@ -73,8 +73,16 @@ def test_refusals_are_one_sentence(service: Service) -> None:
     assert "method.rank" in refused or "rank 4000 is above" in refused
     assert "Traceback" not in refused
     assert "there is no job 'job-x'" in stiefel(service, "show", "job-x", fails=True)
+    assert "there is no job 'job-x'" in stiefel(service, "watch", "job-x", fails=True)
+    assert "there is no job 'job-x'" in stiefel(service, "watch", "job-x", "--json", fails=True)
     away = stiefel(service, "jobs", "--api", "http://127.0.0.1:9", fails=True)
     assert "start the service with `stiefel up`" in away
+
+
+def test_a_name_with_brackets_is_only_a_name(service: Service) -> None:
+    job_id = service.submit(name="[/x] [bold]")
+    assert "[/x] [bold]" in stiefel(service, "jobs")
+    stiefel(service, "cancel", job_id)
 
 
 def test_methods(service: Service) -> None:
@@ -92,7 +100,7 @@ def test_help_has_an_example(command: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_up_leaves_no_process_behind_however_it_ends(tmp_path: Path, number: signal.Signals) -> None:
     environment = os.environ | QUICK
-    command = [STIEFEL, "up", "--home", str(tmp_path), "--port", "0"]
+    command = [STIEFEL, "up", "--home", str(tmp_path / "a home"), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as up:
         assert up.stdout is not None
         url = re.search(r"http://[0-9.:]+", up.stdout.readline())

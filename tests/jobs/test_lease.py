@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import select, update
 
+from jobs import fleet, store, upkeep
 from jobs import lease as leases
-from jobs import store, upkeep
 from jobs.database import Database
 from jobs.errors import LeaseLost
 from jobs.lease import Lease, Outcome
@@ -50,6 +50,11 @@ def step(number: int, loss: float) -> events.Step:
     )
 
 
+def record(database: Database, lease: Lease, found: list[events.Event], offset: int) -> None:
+    """As if the lines of `found` were the last ones before `offset`."""
+    leases.record(database, lease, [(offset, event) for event in found], offset)
+
+
 def started(number: int) -> events.Started:
     return events.Started(
         step=number,
@@ -72,26 +77,50 @@ def test_two_workers_cannot_claim_one_job(database: Database, settings: Settings
     assert sum(lease is not None for lease in won) == 1
 
 
-def test_a_claim_after_the_lease_ran_out_makes_the_old_one_void(database: Database, settings: Settings) -> None:
+def test_a_lease_that_ran_out_is_void_once_the_job_is_queued_again(database: Database, settings: Settings) -> None:
     job = submit(database, settings)
     old = claim(database, settings, job)
     expire(database, job)
+    assert leases.claim(database, settings, job.id, "other") is None  # the reaper counts the loss first
+    upkeep.requeue_lost(database, settings)
     new = claim(database, settings, job, "other")
     assert new.fence > old.fence
     with pytest.raises(LeaseLost):
         leases.beat(database, settings, old)
     with pytest.raises(LeaseLost):
-        leases.record(database, old, [step(1, 9.0)], 100)
+        record(database, old, [step(1, 9.0)], 100)
     with pytest.raises(LeaseLost):
         leases.finish(database, settings, old, Outcome("succeeded", 0))
     assert store.points(database, job.id).items == []
     assert [a.outcome for a in store.attempts(database, job.id)] == ["lost", None]
+    assert store.get(database, job.id).failures == 1
+
+
+def test_a_batch_given_twice_is_stored_once(database: Database, settings: Settings) -> None:
+    """As after a commit whose answer was lost."""
+    job = submit(database, settings)
+    lease = claim(database, settings, job)
+    record(database, lease, [started(0)], 10)
+    for _ in range(2):
+        leases.record(database, lease, [(20, step(1, 3.0)), (30, step(2, 2.0))], 30)
+    seen = store.get(database, job.id)
+    assert (seen.events_offset, seen.figures["tokens_total"], seen.figures["step_seconds_total"]) == (30, 20, 1.0)
+    assert [e.type for e in store.events(database, job.id).items].count("started") == 1
+
+
+def test_tokens_in_total_never_go_down(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+    lease = claim(database, settings, job)
+    record(database, lease, [started(0), *(step(n, 1.0) for n in range(1, 5))], 1)
+    record(database, lease, [started(2), step(3, 1.0)], 2)
+    figures = store.get(database, job.id).figures
+    assert (figures["tokens"], figures["tokens_total"]) == (30, 50)
 
 
 def test_events_and_their_offset_are_stored_together(database: Database, settings: Settings) -> None:
     job = submit(database, settings)
     lease = claim(database, settings, job)
-    leases.record(database, lease, [started(0), step(1, 3.0), step(2, 2.0)], 512)
+    record(database, lease, [started(0), step(1, 3.0), step(2, 2.0)], 512)
     assert leases.events_offset(database, lease) == 512
     seen = store.get(database, job.id)
     assert (seen.step, seen.figures["loss"]) == (2, 2.0)
@@ -100,8 +129,8 @@ def test_events_and_their_offset_are_stored_together(database: Database, setting
 def test_a_resumed_attempt_replaces_what_lay_behind_its_checkpoint(database: Database, settings: Settings) -> None:
     job = submit(database, settings)
     lease = claim(database, settings, job)
-    leases.record(database, lease, [started(0), *(step(n, float(n)) for n in range(1, 6))], 1)
-    leases.record(database, lease, [started(3), step(4, 44.0)], 2)
+    record(database, lease, [started(0), *(step(n, float(n)) for n in range(1, 6))], 1)
+    record(database, lease, [started(3), step(4, 44.0)], 2)
     points = store.points(database, job.id).items
     assert [(p.step, p.loss) for p in points] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 44.0)]
 
@@ -171,6 +200,41 @@ def test_pause_and_resume(database: Database, settings: Settings) -> None:
     assert leases.claim(database, settings, job.id, "w") is not None
 
 
+@pytest.mark.parametrize("end", ["killed", "lost"])
+def test_a_wish_to_pause_outlives_an_attempt_that_ends_badly(database: Database, settings: Settings, end: str) -> None:
+    job = submit(database, settings)
+    lease = claim(database, settings, job)
+    store.request_pause(database, job.id)
+    if end == "killed":
+        leases.finish(database, settings, lease, Outcome("failed", -9, FAILURE, retryable=True))
+    else:
+        expire(database, job)
+        upkeep.requeue_lost(database, settings)
+    assert store.get(database, job.id).state == State.PAUSED
+
+
+def test_two_jobs_may_end_at_the_same_moment(database: Database, settings: Settings) -> None:
+    """Both are the first to count an end like theirs."""
+    jobs = [submit(database, settings) for _ in range(6)]
+    held = [claim(database, settings, job) for job in jobs]
+    with ThreadPoolExecutor(6) as pool:
+        done = list(pool.map(lambda lease: leases.finish(database, settings, lease, Outcome("succeeded", 0)), held))
+    assert done == [State.SUCCEEDED] * 6
+    finished = [c.value for c in fleet.snapshot(database, 10).counters if c.name == "jobs_finished"]
+    assert finished == [6]
+
+
+def test_a_published_row_s_id_never_comes_again(database: Database, settings: Settings) -> None:
+    """Else a publisher that is slow to delete would delete the announcement of another job."""
+    submit(database, settings)
+    with database.reading() as session:
+        first = session.scalars(select(Outbox.id)).one()
+    upkeep.publish_due(database, lambda _: None)
+    submit(database, settings)
+    with database.reading() as session:
+        assert session.scalars(select(Outbox.id)).one() > first
+
+
 def test_a_lost_worker_s_job_is_queued_again_and_announced(database: Database, settings: Settings) -> None:
     job = submit(database, settings)
     upkeep.publish_due(database, lambda _: None)
@@ -228,7 +292,7 @@ def test_a_forgotten_job_is_announced_again_but_not_while_workers_are_merely_bus
 def test_points_can_be_paged_and_thinned(database: Database, settings: Settings) -> None:
     job = submit(database, settings)
     lease = claim(database, settings, job)
-    leases.record(database, lease, [step(n, 1.0) for n in range(1, 101)], 1)
+    record(database, lease, [step(n, 1.0) for n in range(1, 101)], 1)
     page = store.points(database, job.id, after=10, limit=5)
     assert [p.step for p in page.items] == [11, 12, 13, 14, 15]
     assert page.has_more

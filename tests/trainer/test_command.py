@@ -82,6 +82,22 @@ def test_a_failure_is_an_event_and_an_exit_code(tmp_path: Path) -> None:
     assert "nothing matches" in failed.message
 
 
+def test_two_ranks_keep_the_exit_code_and_stop_on_sigterm(tmp_path: Path) -> None:
+    two: dict[str, Any] = {"resources": {"processes": 2}}
+    gone = make(tmp_path, "gone", **two, dataset={"files": [str(tmp_path / "other.txt")]})
+    (tmp_path / "other.txt").unlink(missing_ok=True)
+    assert subprocess.run(trainer("run", str(gone.root)), capture_output=True).returncode == 65
+
+    rundir = make(tmp_path, "stopped", **two, optimisation={"steps": 5000})
+    with subprocess.Popen(trainer("run", str(rundir.root)), stdout=subprocess.DEVNULL) as launcher:
+        wait_for_step(rundir, 5)
+        launcher.send_signal(signal.SIGTERM)
+        assert launcher.wait(60) == 0
+    assert isinstance(events.read(rundir.events)[-1], events.Stopped)
+    assert len(rundir.complete_checkpoints()) == 1
+    assert not rundir.stop.exists()
+
+
 def test_there_is_nothing_to_export_before_the_first_checkpoint(tmp_path: Path) -> None:
     rundir = make(tmp_path, "empty")
     done = subprocess.run(trainer("export", str(rundir.root), str(tmp_path / "out")), capture_output=True, text=True)

@@ -17,8 +17,10 @@ from jobs.settings import Settings
 from jobs.states import State
 from migrations.__main__ import upgrade
 from tests.conftest import job_body
+from trainer import events
 from trainer.rundir import RunDir
-from worker.launch import GpuLock
+from worker.launch import Locks, locks_of
+from worker.outcome import outcome_of
 from worker.supervise import run_job
 
 
@@ -98,22 +100,60 @@ def test_a_trainer_that_does_not_stop_in_time_is_killed(quick: Settings, monkeyp
     run_job(database, impatient, "w", job_id, lambda: next(store_cancel_later, True))
     job = store.get(database, job_id)
     assert job.state == State.QUEUED
-    assert job.error is not None and job.error["code"] == "killed"
+    assert job.failures == 0  # it was asked to, so it costs no attempt
+    assert [a.outcome for a in store.attempts(database, job_id)] == ["stopped"]
+    assert job.error is not None
+    assert job.error["code"] == "killed"
     database.close()
 
 
-def test_the_gpus_stay_locked_while_a_trainer_lives(quick: Settings) -> None:
-    mine, other = GpuLock(quick, "0,1"), GpuLock(quick, "0,1")
+def test_gpus_and_run_directory_stay_locked_while_a_trainer_lives(quick: Settings, tmp_path: Path) -> None:
+    def locks(gpus: str, run: str) -> Locks:
+        return locks_of(quick.model_copy(update={"gpus": gpus}), "w", str(tmp_path / run))
+
+    mine, overlapping, same_run = locks("0,1", "a"), locks("1,2", "b"), locks("4", "a")
     assert mine.try_acquire()
-    assert not other.try_acquire()
-    assert GpuLock(quick, "2,3").try_acquire()
-    assert mine.descriptor is not None
-    with subprocess.Popen(["sleep", "600"], pass_fds=(mine.descriptor,)) as trainer:
+    assert not overlapping.try_acquire()
+    assert not same_run.try_acquire()
+    elsewhere = locks("2,3", "c")
+    assert elsewhere.try_acquire()
+    elsewhere.release()
+    with subprocess.Popen(["sleep", "600"], pass_fds=tuple(mine.descriptors)) as trainer:
         mine.release()  # as if the worker had died
-        assert not other.try_acquire()
+        assert not overlapping.try_acquire()
+        assert not same_run.try_acquire()
         trainer.kill()
-    assert other.try_acquire()
-    other.release()
+    for other in (overlapping, same_run):
+        assert other.try_acquire()
+        other.release()
+
+
+def test_a_supervisor_that_cannot_work_says_so_and_the_job_is_tried_again(
+    quick: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, job_id = submit(quick)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("worker.supervise.start", full)
+    run_job(database, quick, "w", job_id, lambda: False)
+    job = store.get(database, job_id)
+    assert job.state == State.QUEUED
+    assert job.error is not None
+    assert job.error["code"] == "infrastructure"
+    assert "No space left" in job.error["message"]
+    database.close()
+
+
+def test_only_failures_of_this_attempt_count(quick: Settings, tmp_path: Path) -> None:
+    rundir = RunDir(tmp_path)
+    first = events.Failed(step=3, reason="bad_data", message="first", retryable=False, rank=1)
+    then = events.Failed(step=0, reason="unknown", message="lost its peer", retryable=True, rank=0)
+    outcome = outcome_of(rundir, 1, [first, events.Preparing(step=0, what="x"), then], killed=False)
+    assert (outcome.kind, outcome.error and outcome.error["message"], outcome.retryable) == ("failed", "first", False)
+    silent = outcome_of(rundir, 64, [], killed=False)
+    assert (silent.error and silent.error["code"], silent.retryable) == ("bad_configuration", False)
 
 
 def test_two_announcements_of_one_job_train_it_once(quick: Settings) -> None:
