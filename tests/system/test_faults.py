@@ -1,6 +1,9 @@
 """Parts of the service die; no job is lost, and none is trained twice."""
 
+import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -119,3 +122,61 @@ def test_pause_and_resume_give_the_undisturbed_curve(service: Service, undisturb
     service.http.post(f"/v1/jobs/{job_id}/resume")
     service.wait(job_id, "succeeded")
     assert service.curve(job_id) == undisturbed
+
+
+def test_of_two_workers_the_idle_one_takes_the_next_job_at_once(tmp_path: Path) -> None:
+    with running(tmp_path, workers=2, STIEFEL_REANNOUNCE_SECONDS="600") as service:
+        jobs = [service.submit(optimisation={"steps": 5000}) for _ in range(2)]
+        for job_id in jobs:
+            service.wait_for_step(job_id, 1)
+        workers = {service.job(job_id)["attempts"][0]["worker"] for job_id in jobs}
+        assert workers == {"worker-1", "worker-2"}
+
+
+def test_a_job_is_never_trained_twice_at_once(tmp_path: Path, undisturbed: list[tuple[int, float]]) -> None:
+    """Its worker dies, its trainer is slow to end, and another worker waits: the other one must wait longer."""
+    with running(tmp_path, workers=2) as service, Watch(service) as watch:
+        job_id = service.submit(optimisation=LONG)
+        watch.job_id = job_id
+        service.wait_for_step(job_id, 60)
+        (trainer,) = service.trainers(job_id)
+        # It hangs, as in a step that takes minutes, while its worker dies and its lease runs out.
+        trainer.suspend()
+        name = service.job(job_id)["attempts"][0]["worker"]
+        main = psutil.Process(service.stack.pid(name))
+        for process in [*main.children(recursive=True), main]:
+            if process != trainer:
+                process.kill()
+        service.wait(job_id, "queued")
+        time.sleep(4)
+        assert len(service.job(job_id)["attempts"]) == 1
+        trainer.resume()
+        job = service.wait(job_id, "succeeded")
+        assert [attempt["outcome"] for attempt in job["attempts"]] == ["lost", "succeeded"]
+        assert service.curve(job_id) == undisturbed
+    assert watch.looks > 20
+    assert watch.most == 1
+
+
+class Watch(threading.Thread):
+    """Counts, all the while, how many processes train a job of one rank."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__(daemon=True)
+        self.service, self.job_id = service, ""
+        self.most = self.looks = 0
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        while not self.over.wait(0.05):
+            if self.job_id:
+                self.looks += 1
+                self.most = max(self.most, len(self.service.trainers(self.job_id)))
+
+    def __enter__(self) -> "Watch":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.join()
