@@ -61,6 +61,23 @@ def exit_code_of(name: str) -> int:
     return next((leaf.exit_code for leaf in LEAVES if leaf.name == name), TrainerError.exit_code)
 
 
+def unloadable(field: str, source: str, error: BaseException) -> TrainerError:
+    """Why a model or tokeniser cannot be loaded: it is wrong, or the hub is out of reach and a later try may do."""
+    message = f"{field}: {source!r} cannot be loaded: {error}"
+    cause: BaseException | None = error
+    while cause is not None:
+        # The hub's client says so when it could not ask; by name, so that this file needs no such package.
+        if type(cause).__name__ in (
+            "LocalEntryNotFoundError",
+            "OfflineModeIsEnabled",
+            "ConnectError",
+            "TimeoutException",
+        ):
+            return TrainerError(message)
+        cause = cause.__cause__ or cause.__context__
+    return SpecError(message)
+
+
 def classify(error: BaseException) -> TrainerError:
     """The leaf that an arbitrary exception belongs to; the original stays its cause."""
     if isinstance(error, TrainerError):

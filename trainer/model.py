@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Pretrain
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from trainer.config import HubModel, PresetModel, TrainingSpec
-from trainer.errors import SpecError
+from trainer.errors import SpecError, unloadable
 from trainer.presets import PRESETS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -34,7 +34,7 @@ def build_model(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> Any:
                     source, **revision, dtype=dtype, attn_implementation="sdpa"
                 )
         except (OSError, ValueError) as error:
-            raise SpecError(f"model: {source!r} cannot be loaded: {error}") from error
+            raise unloadable("model", source, error) from error
     _check_sizes(model, spec, len(tokenizer))
     if spec.optimisation.activation_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})

@@ -6,19 +6,19 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from trainer.errors import SpecError
+from trainer.errors import unloadable
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """`bytes`, a directory, or a hub id. Raises SpecError when it cannot be loaded."""
+    """`bytes`, a directory, or a hub id. Raises SpecError, or TrainerError where the hub cannot be reached."""
     if name == "bytes":
         return byte_tokenizer()
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise SpecError(f"tokenizer: {name!r} cannot be loaded: {error}") from error
+        raise unloadable("tokenizer", name, error) from error
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

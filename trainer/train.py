@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from trainer import data, events
 from trainer.config import TrainingSpec
+from trainer.errors import SpecError
 from trainer.run import Emit, Run, whole
 from trainer.rundir import RunDir
 
@@ -86,7 +87,10 @@ def distributed() -> Iterator[None]:
     # On a CPU DeepSpeed would compile, at the first start, a kernel that only its inference uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if accelerated:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise SpecError(f"resources.processes: rank {local} finds only {torch.cuda.device_count()} GPUs")
+        torch.cuda.set_device(local)
     deepspeed.init_distributed(
         dist_backend="nccl" if accelerated else "gloo", auto_mpi_discovery=False, verbose=False, dist_init_required=True
     )

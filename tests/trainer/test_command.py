@@ -1,6 +1,7 @@
 """python -m trainer, as a person or a supervisor runs it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -80,6 +81,17 @@ def test_a_failure_is_an_event_and_an_exit_code(tmp_path: Path) -> None:
     assert isinstance(failed, events.Failed)
     assert (failed.reason, failed.retryable) == ("bad_data", False)
     assert "nothing matches" in failed.message
+
+
+def test_a_hub_that_cannot_be_reached_is_worth_another_try(tmp_path: Path) -> None:
+    rundir = make(tmp_path, "hub", model={"hub": "some-organisation/some-model"}, tokenizer="bytes", method="full")
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(trainer("run", str(rundir.root)), capture_output=True, text=True, env=offline)
+    assert done.returncode == 1
+    failed = events.read(rundir.events)[-1]
+    assert isinstance(failed, events.Failed)
+    assert failed.retryable
+    assert "'some-organisation/some-model' cannot be loaded" in failed.message
 
 
 def test_two_ranks_keep_the_exit_code_and_stop_on_sigterm(tmp_path: Path) -> None:
