@@ -13,6 +13,7 @@ from trainer.config import TrainingSpec
 from trainer.engine import build_engine
 from trainer.errors import DivergenceError, SpecError
 from trainer.hardware import model_flops_utilization
+from trainer.lowrank.switch import SwitchReport
 from trainer.methods import make_method
 from trainer.methods.base import StepContext
 from trainer.model import build_model
@@ -111,31 +112,7 @@ class Run:
                 f"step {self.step}: loss {mean_loss}, gradient norm {norm}; the last checkpoint is before it; {_CALMER}"
             )
         seconds = time.perf_counter() - began
-        tokens = optimisation.global_batch * self.spec.dataset.sequence_length
-        if report:
-            self.emit(
-                events.Switched(
-                    step=self.step,
-                    seconds=report.seconds,
-                    energy_kept=report.energy_kept,
-                    fallbacks=report.fallbacks,
-                )
-            )
-        self.emit(
-            events.Step(
-                step=self.step,
-                loss=mean_loss,
-                learning_rate=rate,
-                gradient_norm=norm,
-                tokens=self.step * tokens,
-                seconds=seconds,
-                projection_seconds=report.seconds if report else 0.0,
-                tokens_per_second=tokens / seconds,
-                mfu=model_flops_utilization(tokens / seconds, self.parameters, self.device_name, dist.get_world_size()),
-                peak_device_bytes=peak_device if self.device.type != "cpu" else None,
-                peak_host_bytes=peak_host,
-            )
-        )
+        self._report_step(mean_loss, rate, norm, seconds, report, peak_host, peak_device)
         return stop
 
     def evaluate(self) -> None:
@@ -176,6 +153,42 @@ class Run:
         size = checkpoint.total_bytes(path) if dist.get_rank() == 0 else 0
         seconds = time.perf_counter() - began
         self.emit(events.Checkpointed(step=self.step, path=str(path), bytes=size, seconds=seconds))
+
+    def _report_step(
+        self,
+        loss: float,
+        rate: float,
+        norm: float,
+        seconds: float,
+        report: SwitchReport | None,
+        peak_host: int,
+        peak_device: int,
+    ) -> None:
+        tokens = self.spec.optimisation.global_batch * self.spec.dataset.sequence_length
+        if report:
+            self.emit(
+                events.Switched(
+                    step=self.step,
+                    seconds=report.seconds,
+                    energy_kept=report.energy_kept,
+                    fallbacks=report.fallbacks,
+                )
+            )
+        self.emit(
+            events.Step(
+                step=self.step,
+                loss=loss,
+                learning_rate=rate,
+                gradient_norm=norm,
+                tokens=self.step * tokens,
+                seconds=seconds,
+                projection_seconds=report.seconds if report else 0.0,
+                tokens_per_second=tokens / seconds,
+                mfu=model_flops_utilization(tokens / seconds, self.parameters, self.device_name, dist.get_world_size()),
+                peak_device_bytes=peak_device if self.device.type != "cpu" else None,
+                peak_host_bytes=peak_host,
+            )
+        )
 
     def _exchange(self, loss: float, stop: bool) -> tuple[float, int, int, bool]:
         """(mean loss, largest host peak, largest device peak, whether any rank was asked to stop), on all ranks."""
