@@ -16,7 +16,7 @@ from trainer.errors import SpecError, TrainerError, classify
 from trainer.events import Event, EventLog, Failed
 from trainer.launch import run_ranks
 from trainer.methodconfig import METHOD_CONFIGS
-from trainer.process import die_with_parent, free_port
+from trainer.process import die_with_parent, free_port, leave
 from trainer.rundir import RunDir
 
 # Set by whoever starts a trainer and wants it to end with it: the starter's process id.
@@ -134,4 +134,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

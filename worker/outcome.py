@@ -1,4 +1,4 @@
-"""How an attempt ended, from the exit code and from what the trainer reported; what it reported says more."""
+"""How an attempt ended: what the trainer reported decides, and its exit code where it reported nothing."""
 
 import signal
 
@@ -13,9 +13,10 @@ _LOG_TAIL_BYTES = 4000
 def outcome_of(rundir: RunDir, exit_code: int, found: list[Event], killed: bool) -> Outcome:
     """`found` is what this attempt reported. `killed`: by us, because it did not stop in time when asked to."""
     last = found[-1] if found else None
-    if isinstance(last, Finished) and exit_code == 0:
+    # Both are reported when all is on disk: what a process does on its way out changes nothing about that.
+    if isinstance(last, Finished):
         return Outcome("succeeded", exit_code)
-    if isinstance(last, Stopped) and exit_code == 0:
+    if isinstance(last, Stopped):
         return Outcome("stopped", exit_code)
     tail = rundir.log_tail(_LOG_TAIL_BYTES)
     # Several ranks may have failed: the first is the cause, the others lost their peer.

@@ -20,6 +20,7 @@ from tests.distributed.case import save_arrays  # noqa: E402
 from trainer.config import TrainingSpec  # noqa: E402
 from trainer.data import prepare  # noqa: E402
 from trainer.lowrank.linear import LowRankLinear  # noqa: E402
+from trainer.process import leave  # noqa: E402
 from trainer.run import Run  # noqa: E402
 from trainer.rundir import RunDir  # noqa: E402
 from trainer.train import distributed  # noqa: E402
@@ -78,3 +79,4 @@ if __name__ == "__main__":
         for wanted in json.loads(Path(sys.argv[1]).read_text()):
             train(wanted)
             dist.barrier()
+    leave(0)

@@ -146,12 +146,14 @@ def test_a_supervisor_that_cannot_work_says_so_and_the_job_is_tried_again(
     database.close()
 
 
-def test_only_failures_of_this_attempt_count(quick: Settings, tmp_path: Path) -> None:
+def test_what_this_attempt_reported_decides(quick: Settings, tmp_path: Path) -> None:
     rundir = RunDir(tmp_path)
     first = events.Failed(step=3, reason="bad_data", message="first", retryable=False, rank=1)
     then = events.Failed(step=0, reason="unknown", message="lost its peer", retryable=True, rank=0)
     outcome = outcome_of(rundir, 1, [first, events.Preparing(step=0, what="x"), then], killed=False)
     assert (outcome.kind, outcome.error and outcome.error["message"], outcome.retryable) == ("failed", "first", False)
+    done = events.Finished(step=9, seconds=1.0)
+    assert outcome_of(rundir, -6, [done], killed=False).kind == "succeeded"
     silent = outcome_of(rundir, 64, [], killed=False)
     assert (silent.error and silent.error["code"], silent.retryable) == ("bad_configuration", False)
 
