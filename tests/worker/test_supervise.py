@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,16 @@ def submit(settings: Settings, **changes: Any) -> tuple[Database, str]:
 
 
 class Outage:
-    """Lets a function of jobs.lease fail as if the database were away, while `on`."""
+    """Lets functions of jobs.lease fail as if the database were away, until `over` holds."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-        self.on, self.failed = True, 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str, over: Callable[[], bool] = lambda: False) -> None:
+        self.over, self.failed = over, 0
         for name in names:
             monkeypatch.setattr(leases, name, self._breaking(getattr(leases, name)))
 
     def _breaking(self, real: Any) -> Any:
         def broken(*arguments: Any) -> Any:
-            if self.on:
+            if not self.over():
                 self.failed += 1
                 raise OperationalError("SELECT", {}, ConnectionError("away"))
             return real(*arguments)
@@ -55,16 +56,10 @@ class Outage:
 
 def test_events_of_an_outage_are_stored_when_it_is_over(quick: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     database, job_id = submit(quick)
-    outage = Outage(monkeypatch, "record")
-    rundir = RunDir(store.get(database, job_id).run_directory)
-
-    def over_when_trained() -> bool:
-        # Asked once a round: the outage lasts until the trainer has written its last line.
-        if rundir.events.exists() and '"finished"' in rundir.events.read_text():
-            outage.on = False
-        return False
-
-    run_job(database, quick, "w", job_id, over_when_trained)
+    reported = RunDir(store.get(database, job_id).run_directory).events
+    # Until the trainer has written its last line.
+    outage = Outage(monkeypatch, "record", over=lambda: reported.exists() and '"finished"' in reported.read_text())
+    run_job(database, quick, "w", job_id, lambda: False)
     assert outage.failed > 3
     assert store.get(database, job_id).state == State.SUCCEEDED
     assert [p.step for p in store.points(database, job_id).items] == list(range(1, 21))
