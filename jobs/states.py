@@ -22,14 +22,3 @@ class State(StrEnum):
 
 
 TERMINAL = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
-
-EDGES: dict[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.PAUSED}),
-    State.RUNNING: frozenset(
-        {State.SUCCEEDED, State.FAILED, State.QUEUED, State.CANCELLED, State.PAUSED, State.RUNNING}
-    ),
-    State.PAUSED: frozenset({State.QUEUED, State.CANCELLED}),
-    State.SUCCEEDED: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
-}

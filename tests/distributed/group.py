@@ -16,7 +16,15 @@ def run_group(directory: Path, processes: int, cases: list[dict[str, Any]], thre
     file = directory / f"cases-{processes}.json"
     file.write_text(json.dumps(cases))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), "tests/distributed/rank.py", str(file)]
+    command += [
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        str(free_port()),
+        "-m",
+        "tests.distributed.rank",
+        str(file),
+    ]
     done = subprocess.run(
         command,
         cwd=Path(__file__).parents[2],

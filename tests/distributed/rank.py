@@ -1,6 +1,6 @@
 """What each rank of a group runs: every case of a list, one after the other, in one process group.
 
-python -m torch.distributed.run --nproc-per-node N tests/distributed/rank.py CASES.json
+python -m torch.distributed.run --nproc-per-node N -m tests.distributed.rank CASES.json
 
 Starting processes and importing torch costs far more than training a tiny model, so one group serves many cases.
 """
@@ -13,17 +13,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-import trainer.engine  # noqa: E402
-from tests.distributed.case import save_arrays  # noqa: E402
-from trainer.config import TrainingSpec  # noqa: E402
-from trainer.data import prepare  # noqa: E402
-from trainer.lowrank.linear import LowRankLinear  # noqa: E402
-from trainer.process import leave  # noqa: E402
-from trainer.run import Run  # noqa: E402
-from trainer.rundir import RunDir  # noqa: E402
-from trainer.train import distributed  # noqa: E402
+import trainer.engine
+from tests.distributed.case import save_arrays
+from trainer.config import TrainingSpec
+from trainer.data import prepare
+from trainer.lowrank.linear import LowRankLinear
+from trainer.process import leave
+from trainer.run import Run
+from trainer.rundir import RunDir
+from trainer.train import distributed
 
 
 def effective_weights(run: Run) -> dict[str, torch.Tensor]:

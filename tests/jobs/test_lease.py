@@ -12,7 +12,7 @@ from jobs.errors import LeaseLost
 from jobs.lease import Lease, Outcome
 from jobs.requests import JobRequest
 from jobs.settings import Settings
-from jobs.states import EDGES, TERMINAL, State
+from jobs.states import State
 from jobs.tables import Job, Outbox, Point
 from tests.conftest import job_body
 from trainer import events
@@ -305,8 +305,3 @@ def test_the_database_refuses_points_of_an_unknown_job(database: Database) -> No
 
     with pytest.raises(IntegrityError), database.transaction() as session:
         session.add(Point(job_id="job-none", **step(1, 1.0).model_dump(exclude={"type"})))
-
-
-def test_terminal_states_have_no_way_out() -> None:
-    assert all(not EDGES[state] for state in TERMINAL)
-    assert set(EDGES) == set(State)
