@@ -1,9 +1,10 @@
 """Checkpoints that belong to the model and not to the engine that wrote them.
 
     step-00000200/
-      rank-00.safetensors …  whole tensors, shared out over the ranks that wrote: `NAME` (fp32 master or frozen value),
-                             `NAME|exp_avg`, `NAME|exp_avg_sq` for what is trained
-      state.json             step, the method's own state, sizes and SHA-256 of the files above
+      rank-00.safetensors …  whole tensors, shared out over the ranks that wrote: `NAME` (fp32 master, frozen value, or
+                             buffer), `NAME|exp_avg` and what other moments a trained parameter has
+      state.json             step, each group's count of updates, the method's own state, sizes and SHA-256 of the
+                             files above
       COMPLETE               written last; a directory without it does not count
 
 Nothing in it depends on the number of ranks or the ZeRO stage, and nothing is a pickle. DeepSpeed's own checkpoints are
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from trainer.errors import CheckpointError
 from trainer.rundir import COMPLETE, RunDir
-from trainer.zero import MOMENTS, Shards
+from trainer.zero import Shards
 
 log = logging.getLogger("stiefel.trainer")
 
@@ -41,6 +42,7 @@ class Checkpoint:
 
     path: Path
     step: int
+    counts: dict[str, int]
     method: dict[str, Any]
     files: dict[str, dict[str, Any]]
 
@@ -62,9 +64,11 @@ def save(rundir: RunDir, model: nn.Module, shards: Shards, step: int, method_sta
     for index, (name, parameter) in enumerate(model.named_parameters()):
         parts = {name: shards.read(parameter)}
         if parameter.requires_grad:
-            parts |= {f"{name}|{key}": shards.read_moment(parameter, key) for key in MOMENTS}
+            parts |= {f"{name}|{key}": shards.read_moment(parameter, key) for key in shards.moments_of(parameter)}
         if index % world == rank:
             mine |= {key: value.detach().cpu().contiguous() for key, value in parts.items()}
+    if rank == 0:
+        mine |= {name: buffer.detach().cpu().contiguous() for name, buffer in _buffers(model).items()}
     file = unfinished / f"rank-{rank:02d}.safetensors"
     save_file(mine, file)
     _sync(file)
@@ -72,7 +76,7 @@ def save(rundir: RunDir, model: nn.Module, shards: Shards, step: int, method_sta
     dist.all_gather_object(described, (file.name, {"bytes": file.stat().st_size, "sha256": _digest(file)}))
 
     if rank == 0:
-        state = {"step": step, "method": method_state, "files": dict(described)}
+        state = {"step": step, "counts": shards.counts(), "method": method_state, "files": dict(described)}
         (unfinished / _STATE).write_text(json.dumps(state, indent=1))
         _sync(unfinished / _STATE)
         if final.exists():
@@ -133,7 +137,7 @@ def read(path: Path) -> Checkpoint:
     """The checkpoint in `path`, verified. Raises CheckpointError."""
     try:
         state = json.loads((path / _STATE).read_text())
-        checkpoint = Checkpoint(path, state["step"], state["method"], state["files"])
+        checkpoint = Checkpoint(path, state["step"], state["counts"], state["method"], state["files"])
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path / _STATE} cannot be read: {error}") from error
     for name, stated in checkpoint.files.items():
@@ -144,8 +148,8 @@ def read(path: Path) -> Checkpoint:
 
 
 def load_values(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Set every parameter of a model that is whole in this process, before an engine is built around it."""
-    parameters = dict(model.named_parameters())
+    """Set every parameter and buffer of a model that is whole in this process, before an engine is built around it."""
+    parameters: dict[str, Tensor] = dict(model.named_parameters()) | _buffers(model)
     seen = set()
     with torch.no_grad():
         for name, value in _tensors(checkpoint):
@@ -159,7 +163,7 @@ def load_values(checkpoint: Checkpoint, model: nn.Module) -> None:
 
 
 def load_training_state(checkpoint: Checkpoint, model: nn.Module, shards: Shards) -> None:
-    """Set masters, moments and Adam's count inside an engine. Every rank reads every tensor that is trained."""
+    """Set masters, moments and counts inside an engine. Every rank reads every tensor that is trained."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for key, value in _tensors(checkpoint):
         name, _, moment = key.partition("|")
@@ -169,7 +173,18 @@ def load_training_state(checkpoint: Checkpoint, model: nn.Module, shards: Shards
                 shards.write_moment(parameters[name], moment, value)
             else:
                 shards.write(parameters[name], value)
-    shards.set_adam_step(checkpoint.step)
+    for group, count in checkpoint.counts.items():
+        shards.set_count(group, count)
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that belong to the state, not rotary tables and their like. Equal on all ranks, at any stage."""
+    found = {}
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                found[f"{prefix}.{name}" if prefix else name] = buffer
+    return found
 
 
 def total_bytes(path: Path) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from trainer.methodconfig import LowRankSettings, MethodConfig
+from trainer.methodconfig import LoroConfig, MethodConfig, RankedSettings, TargetedSettings
 from trainer.presets import PRESETS, Shape
 
 
@@ -151,7 +151,7 @@ class Optimisation(_Strict):
 
     steps: int | None = Field(default=None, ge=1, le=_MOST_STEPS, description="optimizer steps; give steps or tokens")
     tokens: int | None = Field(
-        default=None, ge=1, le=2**63 - 1, description="training tokens; rounded up to whole steps"
+        default=None, ge=1, le=2**63 - 1, description="steps × tokens of a global batch, rounded up to whole steps"
     )
     global_batch: int = Field(default=16, ge=1, le=2**20, description="sequences in one step, over all ranks")
     micro_batch: int | None = Field(
@@ -219,8 +219,10 @@ class TrainingSpec(_Strict):
 
     @model_validator(mode="after")
     def _resolve(self) -> "TrainingSpec":
-        resolved = _resolve_optimisation(self)
+        preset = self.model.preset if isinstance(self.model, PresetModel) else None
         # A frozen model is not changed once it is made; this is still its making.
+        object.__setattr__(self, "method", self.method.resolved(preset))
+        resolved = _resolve_optimisation(self, preset)
         object.__setattr__(self, "optimisation", resolved)
         object.__setattr__(self, "tokenizer", self.tokenizer or _tokenizer_of(self.model))
         if resolved.dtype == "bf16" and self.deepspeed.zero_stage == 0:
@@ -236,7 +238,15 @@ class TrainingSpec(_Strict):
             if problem:
                 raise refuse("method.rank", problem)
             _check_preset(self.method, self.model, self.tokenizer)
+        _check_method(self.method, self.model)
         return self
+
+    def batches_before(self, step: int) -> int:
+        """Global batches that the steps before the 0-based `step` read: one each, or ℬ where a large switch was."""
+        assert self.optimisation.steps is not None
+        size, large = self.method.large_switches(self.optimisation.steps)
+        done = len(range(large.start, min(step, large.stop), large.step)) if large else 0
+        return step + (size - 1) * done
 
 
 def _tokenizer_of(model: ModelSpec) -> str:
@@ -248,7 +258,7 @@ def _tokenizer_of(model: ModelSpec) -> str:
 def _check_preset(method: MethodConfig, model: PresetModel, tokenizer: str) -> None:
     """What is known of a preset's modules and of the byte tokeniser without making either."""
     linears = [*PRESETS[model.preset].target_sides(), "lm_head"]
-    for target in method.targets if isinstance(method, LowRankSettings) else ():
+    for target in method.targets if isinstance(method, TargetedSettings) else ():
         if target not in linears:
             raise refuse("method.targets", f"{target!r} is no linear module of a preset; it has {', '.join(linears)}")
     if tokenizer == "bytes" and model.vocabulary is not None and model.vocabulary < BYTE_VOCABULARY:
@@ -257,12 +267,31 @@ def _check_preset(method: MethodConfig, model: PresetModel, tokenizer: str) -> N
         )
 
 
+def starts_from_weights(model: ModelSpec) -> bool:
+    """Whether training starts from weights that somebody has trained."""
+    return not isinstance(model, PresetModel) and model.weights == "pretrained"
+
+
+def _check_method(method: MethodConfig, model: ModelSpec) -> None:
+    if method.name in ("lowrank", "sltrain") and starts_from_weights(model):
+        raise refuse(
+            "model.weights",
+            f"{method.name} has no place for pretrained weights and would drop them; set weights to 'random', "
+            "or choose lora, loro or galore",
+        )
+    if isinstance(method, LoroConfig) and method.period == 1 and method.refresh:
+        raise refuse(
+            "method.refresh",
+            "refresh with period 1 would leave Adam nothing but the sign of each gradient; set refresh to false",
+        )
+
+
 def rank_problem(method: MethodConfig, shape: Shape, model: str) -> str | None:
     """What is wrong with the method's rank for a model of this shape, if anything is."""
-    if not isinstance(method, LowRankSettings):
+    if not isinstance(method, RankedSettings):
         return None
     for name, (rows, columns) in shape.target_sides().items():
-        if name in method.targets and method.rank > min(rows, columns):
+        if name in method.targets and method.rank is not None and method.rank > min(rows, columns):
             return (
                 f"rank {method.rank} is above the smallest side of {name} in {model} ({rows}×{columns}); "
                 f"choose at most {min(rows, columns)}, or leave {name} out of method.targets"
@@ -270,7 +299,7 @@ def rank_problem(method: MethodConfig, shape: Shape, model: str) -> str | None:
     return None
 
 
-def _resolve_optimisation(spec: TrainingSpec) -> Optimisation:
+def _resolve_optimisation(spec: TrainingSpec, preset: str | None) -> Optimisation:
     given, processes, length = spec.optimisation, spec.resources.processes, spec.dataset.sequence_length
 
     if given.global_batch % processes:
@@ -307,7 +336,7 @@ def _resolve_optimisation(spec: TrainingSpec) -> Optimisation:
             "steps": steps,
             "tokens": steps * per_step,
             "micro_batch": micro,
-            "learning_rate": given.learning_rate or spec.method.default_learning_rate,
+            "learning_rate": given.learning_rate or spec.method.learning_rate(preset),
             "warmup_steps": warmup,
             "evaluate_every": given.evaluate_every or tenth,
             "checkpoint_every": given.checkpoint_every or tenth,

@@ -125,12 +125,15 @@ class Sequences:
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def micro_batches(self, step: int) -> list[Tensor]:
-        """This rank's part of the global batch of `step` (0-based): each (micro_batch, sequence_length), int64."""
+        """This rank's part of what `step` (0-based) averages: each (micro_batch, sequence_length), int64.
+
+        One global batch, or the several of a large switch (GoLore's ℬ).
+        """
         optimisation, processes = self._spec.optimisation, self._spec.resources.processes
         micro = optimisation.micro_batch
         assert micro is not None
-        first = step * optimisation.global_batch
-        starts = range(first + self._rank * micro, first + optimisation.global_batch, micro * processes)
+        first, end = (self._spec.batches_before(t) * optimisation.global_batch for t in (step, step + 1))
+        starts = range(first + self._rank * micro, end, micro * processes)
         return [self.load([self._shuffled(start + j) for j in range(micro)]) for start in starts]
 
     def validation_batches(self) -> list[list[int]]:

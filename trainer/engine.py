@@ -8,6 +8,7 @@ from torch import nn
 
 from trainer.config import TrainingSpec
 from trainer.methods.base import Method
+from trainer.optimizer import Rules
 
 
 def configuration(spec: TrainingSpec) -> dict[str, Any]:
@@ -19,15 +20,17 @@ def configuration(spec: TrainingSpec) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu"}
     # Sums of bf16 gradients in fp32. At stage 1 DeepSpeed would change to an optimizer of another kind for it.
     types = {"grad_accum_dtype": "fp32"} if optimisation.dtype == "bf16" and spec.deepspeed.zero_stage >= 2 else {}
+    largest = spec.method.large_switches(optimisation.steps or 0)[0]
     return {
         "data_types": types,
         "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": optimisation.global_batch // (micro * spec.resources.processes),
+        # At most: the loop tells the engine where a step ends. With 1, offloading would keep no sums at all.
+        "gradient_accumulation_steps": largest * optimisation.global_batch // (micro * spec.resources.processes),
         "zero_optimization": zero,
         "bf16": {"enabled": optimisation.dtype == "bf16"},
         # Without the key DeepSpeed clips at 1.0.
         "gradient_clipping": optimisation.clip_norm,
-        # torch's own AdamW everywhere: nothing is compiled at the start, and a resumed run is bit-equal.
+        # torch's own arithmetic everywhere: nothing is compiled at the start, and a resumed run is bit-equal.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -36,11 +39,54 @@ def configuration(spec: TrainingSpec) -> dict[str, Any]:
 
 def build_engine(spec: TrainingSpec, model: nn.Module, method: Method) -> Any:
     """The engine around `model`, to which `method` has been attached. torch.distributed must be initialised."""
-    optimisation = spec.optimisation
-    groups = [group for group in method.parameter_groups(model) if group["params"]]
-    # The rates are set before every step; see Run.train_step.
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=optimisation.betas, eps=optimisation.epsilon)
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=configuration(spec), dist_init_required=False
+        model=model,
+        optimizer=make_optimizer(spec, model, method),
+        config=configuration(spec),
+        dist_init_required=False,
     )
     return engine
+
+
+def make_optimizer(spec: TrainingSpec, model: nn.Module, method: Method) -> Rules:
+    """The rates are set before every step; see trainer.update."""
+    groups = [group for group in method.parameter_groups(model) if group["params"]]
+    return Rules(groups, spec.optimisation.betas, spec.optimisation.epsilon)
+
+
+class PlainEngine:
+    """What the loop uses of a DeepSpeed engine, without DeepSpeed: one process, any type, float64 too.
+
+    For problems that are no language models (benchmarks.counterexample), and for tests that need more digits than any
+    sharded engine has. Gradients are not clipped.
+    """
+
+    def __init__(self, spec: TrainingSpec, model: nn.Module, method: Method) -> None:
+        self.module = model
+        self.optimizer = make_optimizer(spec, model, method)
+        self.device = next(model.parameters()).device
+        self._boundary = True
+        self._accumulation = 1
+
+    def __call__(self, **inputs: Any) -> Any:
+        return self.module(**inputs)
+
+    def zero_optimization_stage(self) -> int:
+        return 0
+
+    def gradient_accumulation_steps(self) -> int:
+        return self._accumulation
+
+    def set_gradient_accumulation_boundary(self, boundary: bool) -> None:
+        self._boundary = boundary
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        return self._boundary
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+
+    def step(self) -> None:
+        if self._boundary:
+            self.optimizer.step()
+            self.optimizer.zero_grad()

@@ -6,6 +6,7 @@ The five large presets are those of the papers (docs/methods.md); the small ones
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.errors import SpecError
 
@@ -54,6 +55,13 @@ PRESETS: dict[str, Shape] = {
 }
 
 
+def usual_rank(preset: str | None) -> int:
+    """The papers' rank for a preset, a quarter of the hidden size but for one; 128 for a model of another kind."""
+    if preset is None:
+        return 128
+    return 256 if preset == "llama-130m" else PRESETS[preset].hidden // 4
+
+
 def shape_of_directory(path: Path) -> Shape | None:
     """The shape that a Hugging Face `config.json` states, or None where it does not use LLaMA's names.
 
@@ -74,3 +82,11 @@ def shape_of_directory(path: Path) -> Shape | None:
         raise SpecError(f"model.path: {path / 'config.json'} is not JSON: {error}") from error
     except (KeyError, TypeError):
         return None
+
+
+def head_size_of(config: Any) -> int | None:
+    """Rows of q_proj that belong to one attention head, by a Hugging Face configuration; None where it does not say."""
+    heads, hidden = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
+    if heads is None or hidden is None:
+        return None
+    return int(getattr(config, "head_dim", None) or hidden // heads)

@@ -13,13 +13,12 @@ from trainer.config import TrainingSpec
 from trainer.engine import build_engine
 from trainer.errors import DivergenceError, SpecError
 from trainer.hardware import model_flops_utilization
-from trainer.lowrank.switch import SwitchReport
 from trainer.methods import make_method
-from trainer.methods.base import StepContext
 from trainer.model import build_model
 from trainer.rundir import RunDir
 from trainer.schedule import learning_rate
 from trainer.tokenizer import load_tokenizer
+from trainer.update import Update, update
 from trainer.zero import Shards
 
 Emit = Callable[[events.Event], None]
@@ -80,39 +79,19 @@ class Run:
     def train_step(self, stop_requested: Callable[[], bool]) -> bool:
         """One update. True, on all ranks alike, when a stop has been requested."""
         began = time.perf_counter()
-        optimisation = self.spec.optimisation
-        rate = learning_rate(self.step + 1, optimisation)
-        for group in self.shards.parameter_groups:
-            group["lr"] = rate * group["rate"]
+        rate = learning_rate(self.step + 1, self.spec.optimisation)
         batches = self.sequences.micro_batches(self.step)
-        context = StepContext(self.step, rate, self.model, self.shards, batches)
         self.model.train()
-
-        self._seed_step()
-        report = self.method.before_step(context)
-        # The same numbers again, so that the forward pass drops out what the probe dropped out.
-        self._seed_step()
-        losses = torch.zeros((), dtype=torch.float64, device=self.device)
-        norm = 0.0
-        for batch in batches:
-            loss = self.engine(input_ids=batch, labels=batch, use_cache=False).loss
-            self.engine.backward(loss)
-            losses += loss.detach().double()
-            if self.shards.norm_is_known_before_step and self.engine.is_gradient_accumulation_boundary():
-                norm = self.shards.gradient_norm()
-            self.engine.step()
-        if not self.shards.norm_is_known_before_step:
-            norm = self.shards.gradient_norm()
-        self.method.after_step(context)
+        made = update(self.engine, self.method, self.shards, self.step, rate, batches, self._seed_step)
         self.step += 1
 
-        mean_loss, peak_host, peak_device, stop = self._exchange(float(losses) / len(batches), stop_requested())
-        if not torch.isfinite(torch.tensor([mean_loss, norm])).all():
+        mean_loss, peak_host, peak_device, stop = self._exchange(made.loss, stop_requested())
+        if not torch.isfinite(torch.tensor([mean_loss, made.gradient_norm])).all():
             raise DivergenceError(
-                f"step {self.step}: loss {mean_loss}, gradient norm {norm}; the last checkpoint is before it; {_CALMER}"
+                f"step {self.step}: loss {mean_loss}, gradient norm {made.gradient_norm}; "
+                f"the last checkpoint is before it; {_CALMER}"
             )
-        seconds = time.perf_counter() - began
-        self._report_step(mean_loss, rate, norm, seconds, report, peak_host, peak_device)
+        self._report_step(made, mean_loss, time.perf_counter() - began, peak_host, peak_device)
         return stop
 
     def evaluate(self) -> None:
@@ -154,18 +133,12 @@ class Run:
         seconds = time.perf_counter() - began
         self.emit(events.Checkpointed(step=self.step, path=str(path), bytes=size, seconds=seconds))
 
-    def _report_step(
-        self,
-        loss: float,
-        rate: float,
-        norm: float,
-        seconds: float,
-        report: SwitchReport | None,
-        peak_host: int,
-        peak_device: int,
-    ) -> None:
-        tokens = self.spec.optimisation.global_batch * self.spec.dataset.sequence_length
-        if report:
+    def _report_step(self, made: Update, loss: float, seconds: float, peak_host: int, peak_device: int) -> None:
+        """`loss` and the peaks are the ranks' together. Called with `step` already counted."""
+        batch_tokens = self.spec.optimisation.global_batch * self.spec.dataset.sequence_length
+        done = self.spec.batches_before(self.step) * batch_tokens
+        per_second = (done - self.spec.batches_before(self.step - 1) * batch_tokens) / seconds
+        for report in made.reports:
             self.emit(
                 events.Switched(
                     step=self.step,
@@ -178,13 +151,13 @@ class Run:
             events.Step(
                 step=self.step,
                 loss=loss,
-                learning_rate=rate,
-                gradient_norm=norm,
-                tokens=self.step * tokens,
+                learning_rate=made.rate,
+                gradient_norm=made.gradient_norm,
+                tokens=done,
                 seconds=seconds,
-                projection_seconds=report.seconds if report else 0.0,
-                tokens_per_second=tokens / seconds,
-                mfu=model_flops_utilization(tokens / seconds, self.parameters, self.device_name, dist.get_world_size()),
+                projection_seconds=sum(report.seconds for report in made.reports),
+                tokens_per_second=per_second,
+                mfu=model_flops_utilization(per_second, self.parameters, self.device_name, dist.get_world_size()),
                 peak_device_bytes=peak_device if self.device.type != "cpu" else None,
                 peak_host_bytes=peak_host,
             )

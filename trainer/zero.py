@@ -14,6 +14,7 @@ The traps that live here, so that nobody else meets them (DeepSpeed 0.19):
 - At stage 3 a small parameter is *persisted*: a full copy stays beside the shard and must be written too.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from trainer.optimizer import MOMENTS, Rules
 
 
 def shape_of(parameter: Any) -> torch.Size:
@@ -37,7 +38,7 @@ def shape_of(parameter: Any) -> torch.Size:
 
 
 class Shards:
-    """The one way to the values of an engine."""
+    """The one way to the values of an engine whose optimizer is `Rules`. Groups are addressed by their names."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -45,6 +46,18 @@ class Shards:
         self._world = dist.get_world_size()
         self._rank = dist.get_rank()
         self._create_state()
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = torch.device(self._engine.device)
+        return device
+
+    @property
+    def example(self) -> Tensor:
+        """An empty tensor of the masters' type on the engine's device."""
+        for parameter in self._inner().group_of:
+            return torch.empty(0, dtype=torch.promote_types(parameter.dtype, torch.float32), device=self.device)
+        raise AssertionError("an engine without parameters")
 
     # ------------------------------------------------------------------------------------------------- read, write
 
@@ -79,7 +92,7 @@ class Shards:
             fragment.copy_(flat[start : start + fragment.numel()])
 
     def read_moment(self, parameter: Any, key: str) -> Tensor:
-        """One of Adam's moments, whole, fp32. Collective."""
+        """One of the parameter's moments, whole, fp32. Collective."""
         if self._stage == 3:
             return self._gather(parameter, safe_get_local_optimizer_state(parameter, key))
         if self._stage == 0:
@@ -88,7 +101,7 @@ class Shards:
         return self._sum_fragments(parameter, self._fragment(parameter, key))
 
     def write_moment(self, parameter: Any, key: str, value: Tensor) -> None:
-        """Set one of Adam's moments. `value` must be equal on all ranks."""
+        """Set one of the parameter's moments. `value` must be equal on all ranks."""
         flat = value.detach().reshape(-1)
         if self._stage == 3:
             safe_set_local_optimizer_state(parameter, self._own_part(parameter, flat).float(), key)
@@ -105,14 +118,33 @@ class Shards:
         groups: list[dict[str, Any]] = self._engine.optimizer.param_groups
         return groups
 
-    def set_adam_step(self, step: int) -> None:
-        """The count that Adam's bias correction uses."""
-        for state in self._states():
-            state["step"].fill_(step)
+    def group(self, name: str) -> dict[str, Any]:
+        return next(group for group in self.parameter_groups if group["name"] == name)
+
+    def moments_of(self, parameter: Any) -> tuple[str, ...]:
+        """Which moments the parameter's rule keeps; none for a frozen one."""
+        name = self._inner().group_of.get(parameter)
+        return MOMENTS[self.group(name)["rule"]] if name is not None else ()
+
+    def count(self, name: str) -> int:
+        """Updates of the group that its bias correction counts; equal on all ranks."""
+        return next((int(state["step"]) for group, state in self._states() if group["name"] == name), 0)
+
+    def set_count(self, name: str, count: int) -> None:
+        for group, state in self._states():
+            if group["name"] == name:
+                state["step"].fill_(count)
+
+    def counts(self) -> dict[str, int]:
+        return {group["name"]: self.count(group["name"]) for group in self.parameter_groups}
 
     def state_bytes(self) -> int:
         """Bytes of one copy of the moments, counted on live tensors and summed over shards. Collective."""
-        mine = sum(state[key].numel() * state[key].element_size() for state in self._states() for key in MOMENTS)
+        mine = sum(
+            state[key].numel() * state[key].element_size()
+            for group, state in self._states()
+            for key in MOMENTS[group["rule"]]
+        )
         if self._stage == 0:
             return mine  # every rank holds all of it
         total = torch.tensor(mine, dtype=torch.int64, device=self._engine.device)
@@ -135,29 +167,30 @@ class Shards:
 
     # ------------------------------------------------------------------------------------------------------ private
 
-    def _inner(self) -> Any:
-        """The torch optimizer inside DeepSpeed's, which is itself at stage 0."""
-        return self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
+    def _inner(self) -> Rules:
+        """Our optimizer inside DeepSpeed's, which is itself at stage 0."""
+        inner: Rules = self._engine.optimizer if self._stage == 0 else self._engine.optimizer.optimizer
+        return inner
 
-    def _masters(self) -> Any:
-        """The tensors that the torch optimizer steps: parameters, or flat shards of many."""
-        optimizer = self._engine.optimizer
+    def _masters(self) -> Iterator[tuple[dict[str, Any], Any]]:
+        """(group, tensor) for each tensor that our optimizer steps: parameters, or flat shards of many."""
+        optimizer, groups = self._engine.optimizer, self.parameter_groups
         if self._stage == 0:
-            return [p for group in optimizer.param_groups for p in group["params"]]
-        return optimizer.fp32_partitioned_groups_flat if self._stage == 3 else optimizer.single_partition_of_fp32_groups
+            yield from ((group, p) for group in groups for p in group["params"])
+        elif self._stage == 3:
+            for index, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+                yield groups[optimizer.sub_group_to_group_id[index]], flat
+        else:
+            yield from zip(groups, optimizer.single_partition_of_fp32_groups, strict=True)
 
-    def _states(self) -> list[dict[str, Tensor]]:
+    def _states(self) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
         state = self._inner().state
-        return [state[master] for master in self._masters()]
+        return [(group, state[master]) for group, master in self._masters()]
 
     def _create_state(self) -> None:
-        """What torch's Adam would create at its first step, so that it can be read and written from the start."""
-        state = self._inner().state
-        for master in self._masters():
-            state[master] = {
-                "step": torch.tensor(0.0),
-                **{key: torch.zeros_like(master, memory_format=torch.preserve_format) for key in MOMENTS},
-            }
+        """What the first step would create, so that it can be read and written from the start."""
+        for group, master in self._masters():
+            self._inner().create_state(master, group["rule"])
         if self._stage in (1, 2):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 

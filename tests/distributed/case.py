@@ -13,7 +13,7 @@ TEXT = "".join(f"{n} times {m} is {n * m}, and {n} and {m} make {n + m}.\n" for 
 
 
 def spec(directory: Path, **changes: Any) -> TrainingSpec:
-    """A small run on a text that is written into `directory`; `changes` are merged one level deep."""
+    """A small run on a text that is written into `directory`; `changes` are merged one level deep, but for a model and a named method."""
     text = directory / "text.txt"
     if not text.exists():
         directory.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,9 @@ def spec(directory: Path, **changes: Any) -> TrainingSpec:
     }
     for key, value in changes.items():
         both = isinstance(base.get(key), dict) and isinstance(value, dict)
-        base[key] = base[key] | value if both and key != "model" else value
+        # Another model or method is another thing, not a change of this one.
+        other = key == "model" or (key == "method" and "name" in value)
+        base[key] = base[key] | value if both and not other else value
     return TrainingSpec.model_validate(base)
 
 

@@ -10,34 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 import trainer.engine
 from tests.distributed.case import save_arrays
+from tests.reference.product import effective_weights
 from trainer.config import TrainingSpec
 from trainer.data import prepare
-from trainer.lowrank.linear import LowRankLinear
 from trainer.process import leave
 from trainer.run import Run
 from trainer.rundir import RunDir
 from trainer.train import distributed
-
-
-def effective_weights(run: Run) -> dict[str, torch.Tensor]:
-    """Every parameter of the plain model, whole: W_eff for the targets. Collective."""
-    weights = {}
-    low_rank = {name: module for name, module in run.model.named_modules() if isinstance(module, LowRankLinear)}
-    for name, parameter in run.model.named_parameters():
-        owner, _, part = name.rpartition(".")
-        value = run.shards.read(parameter).float()
-        if owner in low_rank and part != "weight":
-            continue
-        if owner in low_rank:
-            layer = low_rank[owner]
-            value = layer.scale * value + run.shards.read(layer.B).float() @ run.shards.read(layer.A).float()
-        weights[name] = value.cpu()
-    return weights
 
 
 real_configuration = trainer.engine.configuration
@@ -64,7 +47,7 @@ def train(case: dict[str, Any]) -> None:
             run.save()
             run = Run(TrainingSpec.model_validate(case.get("resume_as", case["spec"])), rundir, events.append)
     run.evaluate()
-    weights = effective_weights(run)
+    weights = {name: value.float().cpu() for name, value in effective_weights(run.model, run.method, run.shards).items()}
     state_bytes = run.shards.state_bytes()
     if dist.get_rank() == 0:
         save_arrays(rundir.root / "weights.npz", weights)

@@ -8,7 +8,7 @@ import torch
 
 from tests.trainer.alone import make_run
 from trainer import events
-from trainer.lowrank.linear import LowRankLinear
+from trainer.lowrank.projected import ProjectedLinear
 from trainer.lowrank.probe import full_gradients
 from trainer.methods.galore import GaLore
 from trainer.run import Run
@@ -17,7 +17,7 @@ from trainer.zero import shape_of
 pytestmark = pytest.mark.usefixtures("process_group")
 
 
-def layers(run: Run) -> list[LowRankLinear]:
+def layers(run: Run) -> list[ProjectedLinear]:
     assert isinstance(run.method, GaLore)
     return run.method.layers
 
@@ -37,7 +37,7 @@ def test_a_switch_leaves_the_loss_as_it_was(tmp_path: Path, stage: int) -> None:
     assert any(layer.scale != 1.0 for layer in layers(run))
     from trainer.lowrank.switch import switch
 
-    gradients = {layer.name: torch.randn(shape_of(layer.weight)) for layer in layers(run)}
+    gradients = {layer.name: torch.randn(layer.shape) for layer in layers(run)}
     assert isinstance(run.method, GaLore)
     switch(layers(run), gradients, run.method.choose, run.shards, seed=0, step=3)
     assert loss(run) == pytest.approx(before, abs=2e-6)
@@ -71,7 +71,7 @@ def test_the_probe_touches_no_gradient_of_a_parameter(tmp_path: Path, checkpoint
 
 def spoil(monkeypatch: pytest.MonkeyPatch, name_part: str, value: float) -> None:
     """Make the probe report `value` in one entry of the gradients of some layers."""
-    import trainer.methods.projected as projected
+    import trainer.methods.subspace as subspace
 
     def spoilt(*arguments: Any) -> dict[str, torch.Tensor]:
         gradients = full_gradients(*arguments)
@@ -80,7 +80,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, name_part: str, value: float) -> None
                 gradient[0, 0] = value
         return gradients
 
-    monkeypatch.setattr(projected, "full_gradients", spoilt)
+    monkeypatch.setattr(subspace, "full_gradients", spoilt)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -128,7 +128,7 @@ def test_a_rank_or_a_target_that_the_model_lacks_is_refused_with_its_name(tmp_pa
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from trainer.errors import SpecError
-    from trainer.lowrank.linear import replace_targets
+    from trainer.lowrank.adapted import replace_targets
 
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -140,10 +140,14 @@ def test_a_rank_or_a_target_that_the_model_lacks_is_refused_with_its_name(tmp_pa
             num_key_value_heads=1,
         )  # fmt: skip
     )
+
+    def unchanged(linear: torch.nn.Linear, name: str, index: int) -> Any:
+        return linear
+
     with pytest.raises(SpecError, match=r"k_proj \(4×8\); choose at most 4"):
-        replace_targets(model, ("q_proj", "k_proj"), 6)
+        replace_targets(model, ("q_proj", "k_proj"), unchanged, rank=6)
     with pytest.raises(SpecError, match=r"called 'c_attn'; this model has \['down_proj', 'gate_proj'"):
-        replace_targets(model, ("c_attn",), 2)
+        replace_targets(model, ("c_attn",), unchanged)
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """At least float32: what sums and decompositions are done in. Not a copy where nothing needs to change."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def canonical_signs(basis: Tensor) -> Tensor:
     """Flip columns so that the entry of largest magnitude in each is positive.
 
@@ -18,14 +23,14 @@ def canonical_signs(basis: Tensor) -> Tensor:
 
 
 def exact_basis(matrix: Tensor, rank: int) -> Tensor:
-    """Left singular vectors of the `rank` largest singular values, computed in float64, returned in float32.
+    """Left singular vectors of the `rank` largest singular values, computed in float64, returned in float32 or wider.
 
     (m, n) → (m, r). Raises torch.linalg.LinAlgError where the decomposition does not converge. Float64, because
     float32 noise in a singular vector is divided by the gap to the next one and then passes through Adam's sign-like
     first step: the same matrix on one thread and on two gives weights that differ by a tenth of a step.
     """
     left, _, _ = torch.linalg.svd(matrix.double(), full_matrices=False)
-    return canonical_signs(left[:, :rank]).float()
+    return canonical_signs(left[:, :rank]).to(wide(matrix).dtype)
 
 
 def randomized_basis(
@@ -33,12 +38,12 @@ def randomized_basis(
 ) -> Tensor:
     """Approximate top left singular vectors by subspace iteration (Halko, Martinsson and Tropp 2011, alg. 4.4 + 5.1).
 
-    (m, n) → (m, r), float32. `generator` lives on the CPU, so that every device draws the same numbers.
+    (m, n) → (m, r), float32 or wider. `generator` lives on the CPU, so that every device draws the same numbers.
     """
-    matrix = matrix.float()
+    matrix = wide(matrix)
     rows, columns = matrix.shape
     width = min(rank + oversampling, rows, columns)
-    sketch = matrix @ torch.randn(columns, width, generator=generator).to(matrix.device)
+    sketch = matrix @ torch.randn(columns, width, generator=generator).to(matrix)
     span, _ = torch.linalg.qr(sketch)
     for _ in range(power_iterations):
         span, _ = torch.linalg.qr(matrix.T @ span)
@@ -48,13 +53,13 @@ def randomized_basis(
 
 
 def random_basis(rows: int, rank: int, generator: torch.Generator) -> Tensor:
-    """Uniform on the Stiefel manifold: QR of a Gaussian with the sign of R's diagonal moved into Q. (m, r), float32."""
-    q, upper = torch.linalg.qr(torch.randn(rows, rank, generator=generator))
+    """Uniform on the Stiefel manifold: QR of a Gaussian with the signs of R's diagonal moved into Q. (m, r), float64."""
+    q, upper = torch.linalg.qr(torch.randn(rows, rank, generator=generator).double())
     flipped: Tensor = q * torch.where(upper.diagonal() < 0, -1.0, 1.0)
     return flipped
 
 
 def energy_kept(matrix: Tensor, basis: Tensor) -> float:
     """‖PᵀG‖² / ‖G‖², the share of the gradient that the basis (m, r) keeps of G (m, n); 1 for a zero matrix."""
-    whole = float(matrix.float().square().sum())
-    return float((basis.T @ matrix.float()).square().sum()) / whole if whole > 0 else 1.0
+    whole = float(wide(matrix).square().sum())
+    return float((basis.T @ wide(matrix)).square().sum()) / whole if whole > 0 else 1.0

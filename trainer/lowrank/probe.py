@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.lowrank.linalg import wide
+
 
 class Probe:
-    """Collects the gradients of one pass over a step's micro-batches, summed, in float32."""
+    """Collects the gradients of one pass over a step's micro-batches, summed, in float32 or wider."""
 
     def __init__(self, device: torch.device) -> None:
         self.gradients: dict[str, Tensor] = {}
@@ -42,7 +44,7 @@ class _Capture(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = outputs
         (x,) = ctx.saved_tensors
-        ctx.probe.add(ctx.name, g.flatten(0, -2).T.float() @ x.flatten(0, -2).float())
+        ctx.probe.add(ctx.name, wide(g.flatten(0, -2)).T @ wide(x.flatten(0, -2)))
         return g, None, torch.zeros((), device=g.device), None, None
 
 
@@ -53,7 +55,7 @@ def capture(y: Tensor, x: Tensor, name: str, probe: Probe) -> Tensor:
 
 
 def full_gradients(model: Any, layers: Iterable[Any], micro_batches: list[Tensor]) -> dict[str, Tensor]:
-    """This rank's mean gradient of the loss over its micro-batches, by layer name: (m, n), float32.
+    """This rank's mean gradient of the loss over its micro-batches, by layer name: (m, n), float32 or wider.
 
     `model` is the module inside the engine and returns an object with `.loss`. Nothing is reduced over ranks.
     """

@@ -1,29 +1,47 @@
-"""The change of subspace: merge, choose, write back.
+"""The change of subspace: choose, merge, install.
 
-    W ← s·W + B A,   s ← 1,   core ← 0,   basis ← the new one
+    W ← W_eff,   s ← 1,   core ← 0,   subspace ← the new one
 
 W_eff, and so the loss, is the same before and after, to rounding. It happens before the step's forward pass, so that
-the step's own gradient is the first one to be projected with the new basis.
+the step's own gradient is the first one to be seen through the new subspace.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.lowrank.linalg import energy_kept, random_basis
-from trainer.lowrank.linear import LowRankLinear
-from trainer.zero import Shards, shape_of
+from trainer.zero import Shards
 
-# (left-oriented gradient (m, n), the layer's own generator) → orthonormal basis (m, r)
-ChooseBasis = Callable[[Tensor, torch.Generator], Tensor]
+
+class Switching(Protocol):
+    """What a layer offers whose subspace is chosen: a basis, or a set of entries."""
+
+    name: str
+    ready: bool
+    rows: int
+    columns: int
+
+    def merge(self, shards: Shards) -> None: ...
+    def empty_choice(self, like: Tensor) -> Tensor: ...
+    def fallback(self, generator: torch.Generator) -> Tensor: ...
+    def energy(self, gradient: Tensor, choice: Tensor) -> float: ...
+    def install(self, choice: Tensor, shards: Shards, carry: bool) -> None: ...
+
+
+# (layer, its gradient (m, n) or None where none is asked for, the layer's own generator) → its new subspace.
+# May raise LinAlgError.
+Choose = Callable[[Any, Tensor | None, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
 class SwitchReport:
+    """`fallbacks`: matrices for which the usual way failed: they kept their subspace, or took a damped step."""
+
     seconds: float
     energy_kept: float | None
     fallbacks: int
@@ -34,73 +52,98 @@ def generator_for(seed: int, step: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(((seed * 1_000_003 + step) * 10_007 + index) % 2**63)
 
 
-def merge(layer: LowRankLinear, shards: Shards) -> None:
-    """W ← s·W + B A in float32, rounded once to W's own type; core ← 0. Collective."""
-    # The core's fp32 master, not its low-precision copy: what Adam has learnt is merged whole.
-    update = shards.read(layer.B).float() @ shards.read(layer.A).float()
-    shards.write(layer.weight, shards.read(layer.weight).float().mul_(layer.scale).add_(update))
-    shards.write(layer.core, torch.zeros(shape_of(layer.core), device=update.device))
-    layer.scale = 1.0
+def initial_generator(seed: int, index: int) -> torch.Generator:
+    """For what a layer starts with; apart from those of every step."""
+    return generator_for(seed, -1, index)
 
 
 def switch(
-    layers: list[LowRankLinear],
-    gradients: dict[str, Tensor],
-    choose: ChooseBasis,
+    layers: Sequence[Switching],
+    gradients: dict[str, Tensor] | None,
+    choose: Choose,
     shards: Shards,
     seed: int,
     step: int,
+    carry: bool = False,
 ) -> SwitchReport:
-    """Merge every layer and give it a new basis, chosen from the mean over ranks of `gradients`. Collective.
+    """Merge every layer and give it a new subspace, chosen from the mean over ranks of `gradients`. Collective.
 
-    Each layer's basis is chosen by one rank, in turn, and sent to the others: the work is shared out, and all ranks
-    have the same bits. A layer whose gradient is not finite, or whose decomposition fails, keeps its basis and is
-    counted; where it has none yet, it gets a random one. `gradients` is emptied on the way.
+    Each layer's subspace is chosen by one rank, in turn, and sent to the others: the work is shared out, and all ranks
+    have the same bits. A layer whose gradient is not finite, or whose decomposition fails, keeps its subspace and is
+    counted; where it has none yet, it gets a random one. `gradients` is emptied on the way; None where the choice does
+    not depend on them. `carry`: the first moment is moved along.
     """
     began = time.perf_counter()
     rank, world = dist.get_rank(), dist.get_world_size()
-    device = next(iter(gradients.values())).device
-    totals = torch.zeros(2, dtype=torch.float64, device=device)  # energy kept, fallbacks
+    mine = _share_out(layers, gradients, rank, world) if gradients is not None else {}
 
+    chosen: dict[int, Tensor | None] = {}
+    energy, failed = 0.0, torch.zeros(len(layers))
+    for index in range(rank, len(layers), world):
+        layer = layers[index]
+        gradient = mine.pop(layer.name, None)
+        choice = _choose_or_none(choose, layer, gradient, generator_for(seed, step, index))
+        if choice is not None and gradient is not None:
+            energy += layer.energy(gradient, choice)
+        if choice is None:
+            failed[index] = 1
+            choice = None if layer.ready else layer.fallback(generator_for(seed, step, index))
+        chosen[index] = choice
+
+    device = shards.device
+    counted = torch.cat([failed, torch.tensor([energy])]).double().to(device)
+    dist.all_reduce(counted)
+    for index, layer in enumerate(layers):
+        layer.merge(shards)
+        if bool(counted[index]) and layer.ready:
+            continue
+        own = chosen.pop(index, None)
+        buffer = layer.empty_choice(shards.example)
+        if own is not None:
+            buffer.copy_(own)
+        dist.broadcast(buffer, src=index % world)
+        layer.install(buffer, shards, carry)
+
+    fallbacks = int(counted[:-1].sum())
+    renewed = len(layers) - fallbacks
+    kept = float(counted[-1]) / renewed if gradients is not None and renewed else None
+    return SwitchReport(time.perf_counter() - began, kept, fallbacks)
+
+
+def _share_out(layers: Sequence[Switching], gradients: dict[str, Tensor], rank: int, world: int) -> dict[str, Tensor]:
+    """The mean over ranks of each layer's gradient, on the rank that is to use it."""
     mine: dict[str, Tensor] = {}
     for index, layer in enumerate(layers):
         gradient = gradients.pop(layer.name)
         dist.reduce(gradient, dst=index % world)
         if index % world == rank:
             mine[layer.name] = gradient.div_(world)
-    chosen: dict[str, Tensor | None] = {}
-    for index, layer in enumerate(layers):
-        if index % world == rank:
-            toward = mine[layer.name] if layer.side == "left" else mine[layer.name].T
-            basis = _choose_or_none(choose, toward, generator_for(seed, step, index))
-            totals += torch.tensor([0.0 if basis is None else energy_kept(toward, basis), basis is None]).to(totals)
-            chosen[layer.name] = basis
-            del mine[layer.name]
-
-    for index, layer in enumerate(layers):
-        new = shards.read(layer.basis).float().contiguous()  # the old one, until a better one is known
-        merge(layer, shards)
-        if index % world == rank:
-            basis = chosen.pop(layer.name)
-            if basis is None and not new.any():
-                rows = shape_of(layer.weight)[0 if layer.side == "left" else 1]
-                basis = random_basis(rows, layer.rank, generator_for(seed, step, index)).to(device)
-            if basis is not None:
-                new = (basis if layer.side == "left" else basis.T).contiguous()
-        dist.broadcast(new, src=index % world)
-        shards.write(layer.basis, new)
-
-    dist.all_reduce(totals)
-    energy, fallbacks = float(totals[0]), int(totals[1])
-    renewed = len(layers) - fallbacks
-    return SwitchReport(time.perf_counter() - began, energy / renewed if renewed else None, fallbacks)
+    return mine
 
 
-def _choose_or_none(choose: ChooseBasis, gradient: Tensor, generator: torch.Generator) -> Tensor | None:
-    if not bool(torch.isfinite(gradient).all()):
+def _choose_or_none(
+    choose: Choose, layer: Switching, gradient: Tensor | None, generator: torch.Generator
+) -> Tensor | None:
+    if gradient is not None and not bool(torch.isfinite(gradient).all()):
         return None
     try:
-        basis = choose(gradient, generator)
+        choice = choose(layer, gradient, generator)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # documented, not declared
         return None
-    return basis if bool(torch.isfinite(basis).all()) else None
+    return choice if bool(torch.isfinite(choice).all()) else None
+
+
+class Renewing(Protocol):
+    """What a layer offers whose next subspace follows from its number alone."""
+
+    def merge(self, shards: Shards) -> None: ...
+    def renew(self, shards: Shards, carry: bool) -> None: ...
+
+
+def renew_seeded(layers: Sequence[Renewing], shards: Shards, carry: bool) -> SwitchReport:
+    """Merge every layer and go on to its next subspace; nothing is chosen and nothing sent. Collective."""
+    began = time.perf_counter()
+    for layer in layers:
+        layer.merge(shards)
+        layer.renew(shards, carry)
+    return SwitchReport(time.perf_counter() - began, None, 0)

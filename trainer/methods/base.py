@@ -1,18 +1,20 @@
-"""What a method is to the training loop: four moments at which it may act, and the state it keeps."""
+"""What a method is to the training loop: a few moments at which it may act, and the state it keeps."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from trainer.config import TrainingSpec
+from trainer.lowrank.adapted import Adapted
 from trainer.lowrank.switch import SwitchReport
 from trainer.zero import Shards
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a method may use around one step. `step` is 0-based: updates done so far."""
+    """What a method may use around one step. `step` is 0-based: updates done so far. `learning_rate` is its η."""
 
     step: int
     learning_rate: float
@@ -22,46 +24,66 @@ class StepContext:
 
 
 class Method:
-    """Trains every parameter and does nothing in between, until a subclass says otherwise."""
+    """Trains every parameter and does nothing in between, until a subclass says otherwise.
+
+    A method that replaces modules puts the new ones into `layers`, in the model's order.
+    """
+
+    layers: list[Any]
 
     def __init__(self, spec: TrainingSpec) -> None:
         self.spec = spec
+        self.layers = []
+
+    @property
+    def decay(self) -> float:
+        """λ."""
+        return self.spec.optimisation.weight_decay
 
     def attach(self, model: nn.Module) -> None:
         """Change the model: replace modules, decide what is trained. Before the engine is built, once."""
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Groups for torch.optim, each with `rate`: its learning rate as a multiple of η.
-
-        Matrices decay, norms and biases do not.
+        """Groups for `trainer.optimizer.Rules`: each with `name`, `rule`, `weight_decay`, and `rate`, its learning rate
+        as a multiple of η. Empty ones are left out by the caller.
         """
-        trained = [p for p in model.parameters() if p.requires_grad]
-        return self.plain_groups(trained)
+        return self.plain_groups(model)
 
-    def plain_groups(self, trained: list[nn.Parameter]) -> list[dict[str, Any]]:
-        decay = self.spec.optimisation.weight_decay
+    def plain_groups(self, model: nn.Module, besides: Iterable[nn.Parameter] = ()) -> list[dict[str, Any]]:
+        """AdamW at η for all that is trained and in no other group. Matrices decay, norms and biases do not."""
+        taken = {id(p) for p in besides}
+        trained = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+        common = {"rule": "adamw", "rate": 1.0}
         return [
-            {"params": [p for p in trained if p.ndim >= 2], "rate": 1.0, "weight_decay": decay},
-            {"params": [p for p in trained if p.ndim < 2], "rate": 1.0, "weight_decay": 0.0},
+            {"name": "matrices", "params": [p for p in trained if p.ndim >= 2], "weight_decay": self.decay} | common,
+            {"name": "vectors", "params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0} | common,
         ]
+
+    def rate_factor(self, step: int) -> float:
+        """What η of the 0-based `step` is multiplied by, for all parameters: a warm-up of the method's own."""
+        return 1.0
 
     def before_step(self, context: StepContext) -> SwitchReport | None:
         """Before the step's forward pass; on all ranks."""
         return None
 
-    def after_step(self, context: StepContext) -> None:
+    def after_step(self, context: StepContext) -> SwitchReport | None:
         """After the optimizer's update; on all ranks."""
+        return None
 
     def state(self) -> dict[str, Any]:
-        """Whatever is not a parameter or a moment of the model and is needed to resume; JSON values only."""
-        return {}
+        """Whatever is not a parameter, a buffer or a moment and is needed to resume; JSON values only."""
+        return {layer.name: layer.state() for layer in self.layers}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`, after `attach`."""
+        for layer in self.layers:
+            layer.load_state(state[layer.name])
 
     def plain_modules(self) -> dict[str, nn.Linear]:
         """For export: by name, the plain linear module that each replaced one stands for, merged.
 
         Called on a model that is whole in one process.
         """
-        return {}
+        adapted: list[Adapted] = self.layers
+        return {layer.name: layer.plain() for layer in adapted}

@@ -1,0 +1,99 @@
+"""Every method through DeepSpeed, on two ranks, is its paper's within 1e-5, and goes on so after a resume.
+
+fp32, ZeRO 0, 2, 3, and 3 with the optimizer's state on the CPU; in the middle of a period a checkpoint is written and
+everything made anew from it. The references (tests/reference) work on whole gradients in one process.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.case import spec
+from tests.distributed.group import run_group
+from tests.distributed.test_reference import ENGINES, check
+from tests.reference.product import reference_run
+from trainer.config import TrainingSpec
+from trainer.data import Sequences, prepare
+from trainer.model import build_model
+from trainer.rundir import RunDir
+from trainer.tokenizer import byte_tokenizer
+
+STEPS, MIDDLE = 9, 5
+RANKED, PERIODIC = {"rank": 12}, {"rank": 12, "period": 3}
+METHODS: dict[str, dict[str, Any]] = {
+    "full-msgd": {"name": "full", "optimizer": "msgd"},
+    "galore-randomized": {"name": "galore", "svd": "randomized"} | PERIODIC,
+    "galore-msgd-carried": {"name": "galore", "optimizer": "msgd", "moments": "carried", "alpha": 50} | PERIODIC,
+    "galore-large-batch": {"name": "galore", "switch_batches": 2, "moments": "reset"} | PERIODIC,
+    "golore": {"name": "golore", "random_fraction": 0.5} | PERIODIC,
+    "galore_plus": {"name": "galore_plus", "rank": 20, "period": 3, "residual_warmup": 2},
+    "gasare": {"name": "gasare", "period": 3},
+    "gosare": {"name": "gosare", "period": 3},
+    "flora": {"name": "flora"} | PERIODIC,
+    "garare": {"name": "garare"} | PERIODIC,
+    "garare-pinv": {"name": "garare", "back_projection": "pinv"} | PERIODIC,
+    "loro": {"name": "loro", "restart_warmup": 2} | PERIODIC,
+    "loro-preconditioned": {"name": "loro", "between": "preconditioned"} | PERIODIC,
+    "lowrank": {"name": "lowrank"} | RANKED,
+    "lora": {"name": "lora"} | RANKED,
+    "dora": {"name": "dora"} | RANKED,
+    "relora": {"name": "relora", "prune": 0.5, "restart_warmup": 2} | PERIODIC,
+    "sltrain": {"name": "sltrain"} | RANKED,
+}
+STAGES = ["zero0", "zero2", "zero3", "zero3-offload"]
+
+
+def make(directory: Path, method: str, engine: str) -> TrainingSpec:
+    return spec(
+        directory,
+        method=METHODS[method],
+        deepspeed=ENGINES[engine],
+        optimisation={
+            "steps": STEPS,
+            "micro_batch": 2,
+            "weight_decay": 0.1,
+            # Momentum SGD moves by the gradient's size and Adam by the learning rate's.
+            "learning_rate": 0.1 if method == "full-msgd" else 0.01,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("methods")
+    cases = [
+        {
+            "directory": str(directory / f"{method}-{engine}"),
+            "spec": make(directory, method, engine).model_dump(mode="json"),
+            "steps": STEPS,
+            "save_at": [MIDDLE],
+        }
+        for method in METHODS
+        for engine in STAGES
+    ]
+    run_group(directory, 2, cases)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, torch.Tensor], list[float]]]:
+    directory = tmp_path_factory.mktemp("references")
+    return {method: whole_batch_run(directory / method, make(directory, method, "zero0")) for method in METHODS}
+
+
+def whole_batch_run(directory: Path, wanted: TrainingSpec) -> tuple[dict[str, torch.Tensor], list[float]]:
+    prepare(wanted, RunDir(directory), 0, lambda _: None, lambda: False)
+    alone = TrainingSpec.model_validate(wanted.model_dump() | {"resources": {"processes": 1}})
+    sequences = Sequences(alone, directory / "data", 0, torch.device("cpu"))
+    batches = [torch.cat(sequences.micro_batches(step)) for step in range(STEPS)]
+    return reference_run(alone, build_model(alone, byte_tokenizer()), batches)
+
+
+@pytest.mark.parametrize("engine", STAGES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_its_papers_at_every_stage_and_after_a_resume(
+    trained: Path, references: dict[str, tuple[dict[str, torch.Tensor], list[float]]], method: str, engine: str
+) -> None:
+    check(trained / f"{method}-{engine}", *references[method])

@@ -1,0 +1,165 @@
+"""What takes the place of an nn.Linear in a low-rank method, and the replacing.
+
+Every such layer stands for one matrix W_eff (m, n), m outputs and n inputs, and says what it is at any moment: at a
+switch, in an export, in a test. It never reads its own size off a parameter, which stage 3 leaves empty.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.errors import SpecError
+from trainer.lowrank.linalg import wide
+from trainer.lowrank.probe import Probe, capture
+from trainer.zero import Shards
+
+# A parameter's whole value; `Shards.read` in an engine. Collective there.
+Read = Callable[[Any], Tensor]
+
+
+def whole_in_this_process(parameter: Any) -> Tensor:
+    """The `Read` of a model without an engine."""
+    value: Tensor = parameter.detach()
+    return value
+
+
+class Adapted(nn.Module):
+    """`name` is the linear's name in the model. `bias` is the linear's own parameter."""
+
+    def __init__(self, linear: nn.Linear, name: str) -> None:
+        super().__init__()
+        self.rows, self.columns = self.shape = (linear.weight.shape[0], linear.weight.shape[1])
+        self.name = name
+        self.bias = linear.bias
+        self.probe: Probe | None = None
+
+    @abstractmethod
+    def product(self, x: Tensor) -> Tensor:
+        """x W_effᵀ + bias: (…, n) → (…, m)."""
+
+    @abstractmethod
+    def trained(self) -> list[nn.Parameter]:
+        """What the method trains here; the bias is not part of it."""
+
+    @abstractmethod
+    def effective(self, read: Read) -> Tensor:
+        """W_eff (m, n), float32 or wider."""
+
+    def with_bias(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else y + self.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.product(x)
+        return y if self.probe is None else capture(y, x, self.name, self.probe)
+
+    def state(self) -> dict[str, Any]:
+        """What is neither parameter nor buffer and is needed to resume; JSON values."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for key, value in state.items():
+            setattr(self, key, value)
+
+    def plain(self) -> nn.Linear:
+        """The linear module that this one stands for. On a model that is whole in this process."""
+        dtype = next(self.parameters()).dtype
+        linear = nn.Linear(self.columns, self.rows, bias=self.bias is not None, dtype=dtype)
+        with torch.no_grad():
+            linear.weight.copy_(self.effective(whole_in_this_process))
+            if self.bias is not None:
+                linear.bias.copy_(self.bias)
+        return linear
+
+
+class FrozenLinear(Adapted):
+    """W frozen, plus a change Δ that is trained in a subspace and merged at a switch: W_eff = s·W + Δ.
+
+    `scale` is s, the decoupled weight decay that W has collected since the last merge; W is written only at a switch.
+    `ready` says whether the layer has been given a subspace yet.
+    """
+
+    def __init__(self, linear: nn.Linear, name: str) -> None:
+        super().__init__(linear, name)
+        self.weight = linear.weight
+        self.weight.requires_grad_(False)
+        self.scale = 1.0
+        self.ready = False
+
+    @abstractmethod
+    def change(self, read: Read) -> Tensor:
+        """Δ (m, n), float32 or wider."""
+
+    @property
+    @abstractmethod
+    def core(self) -> nn.Parameter:
+        """The parameter that is trained; Δ = 0 where it is 0."""
+
+    def trained(self) -> list[nn.Parameter]:
+        return [self.core]
+
+    def effective(self, read: Read) -> Tensor:
+        # A copy: `read` may have handed out the parameter itself.
+        return wide(read(self.weight)).mul(self.scale).add_(self.change(read))
+
+    def frozen_product(self, x: Tensor) -> Tensor:
+        """s·x Wᵀ + bias."""
+        if self.scale == 1.0:
+            return functional.linear(x, self.weight, self.bias)
+        return self.with_bias(functional.linear(x, self.weight) * self.scale)
+
+    def merge(self, shards: Shards) -> None:
+        """W ← W_eff, rounded once to W's own type; core ← 0; s ← 1. Collective.
+
+        From the core's fp32 master, not its low-precision copy: what the optimizer has learnt is merged whole.
+        """
+        shards.write(self.weight, self.effective(shards.read))
+        shards.write(self.core, torch.zeros_like(shards.read(self.core)))
+        self.scale = 1.0
+
+    def state(self) -> dict[str, Any]:
+        return {"scale": self.scale, "ready": self.ready}
+
+
+Make = Callable[[nn.Linear, str, int], Adapted]
+
+
+def replace_targets(model: nn.Module, targets: tuple[str, ...], make: Make, rank: int | None = None) -> list[Any]:
+    """Put `make(linear, name, index)` in the place of every nn.Linear whose name ends in one of `targets`.
+
+    Returned in the model's order. Raises SpecError when a target matches nothing, shares its weight, or has a side
+    below `rank`.
+    """
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in targets
+    ]
+    for target in targets:
+        if not any(name.rpartition(".")[2] == target for name, _ in found):
+            linears = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
+            raise SpecError(f"method.targets: no linear module is called {target!r}; this model has {linears}")
+    names_of: dict[int, list[str]] = {}
+    for parameter_name, parameter in model.named_parameters(remove_duplicate=False):
+        names_of.setdefault(id(parameter), []).append(parameter_name)
+    layers = []
+    for index, (name, linear) in enumerate(found):
+        if len(shared := names_of[id(linear.weight)]) > 1:
+            raise SpecError(
+                f"method.targets: {name} shares its weight with another module ({', '.join(shared)}), which would be "
+                f"frozen and merged into; leave {name.rpartition('.')[2]!r} out"
+            )
+        rows, columns = linear.weight.shape
+        if rank is not None and rank > min(rows, columns):
+            raise SpecError(
+                f"method.rank: rank {rank} is above the smallest side of {name} ({rows}×{columns}); "
+                f"choose at most {min(rows, columns)}, or leave it out of method.targets"
+            )
+        layer = make(linear, name, index)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent) if parent else model, child, layer)
+        layers.append(layer)
+    return layers

@@ -1,0 +1,119 @@
+"""Layers with both factors trained: W_eff = W + s·B A, with W frozen or missing, and two relatives.
+
+LoRA, ReLoRA, LORO fine-tuning      W frozen
+lowrank, LORO pre-training          no W: nothing of the size m·n exists
+DoRA                                W_eff = g ⊙ (W + s·B A) / ‖W + s·B A‖, row by row, g (m,) trained
+SLTrain                             W_eff = s·B A + scatter(I, v), v trained on a fixed support
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.lowrank.adapted import Adapted, Read
+from trainer.lowrank.entries import entries_product, entry_count, new_positions, random_entries, with_entries
+from trainer.lowrank.linalg import wide
+
+
+class FactoredLinear(Adapted):
+    """`factor_scale` is s. B (m, r) and A (r, n) are given, whole, in float32."""
+
+    weight: nn.Parameter | None
+
+    def __init__(
+        self, linear: nn.Linear, name: str, b: Tensor, a: Tensor, factor_scale: float, keep_weight: bool
+    ) -> None:
+        super().__init__(linear, name)
+        self.factor_scale = factor_scale
+        if keep_weight:
+            linear.weight.requires_grad_(False)
+        self.register_parameter("weight", linear.weight if keep_weight else None)  # type: ignore[arg-type]
+        self.B = nn.Parameter(b.to(linear.weight))
+        self.A = nn.Parameter(a.to(linear.weight))
+
+    def product(self, x: Tensor) -> Tensor:
+        y = functional.linear(functional.linear(x, self.A), self.B) * self.factor_scale
+        if self.weight is not None:
+            return y + functional.linear(x, self.weight, self.bias)
+        return self.with_bias(y)
+
+    def trained(self) -> list[nn.Parameter]:
+        return [self.B, self.A]
+
+    def effective(self, read: Read) -> Tensor:
+        change = (wide(read(self.B)) @ wide(read(self.A))).mul_(self.factor_scale)
+        return change if self.weight is None else change.add_(wide(read(self.weight)))
+
+
+class MagnitudeLinear(FactoredLinear):
+    """DoRA. The norm is a constant for the backward pass (its section 4.3)."""
+
+    def __init__(self, linear: nn.Linear, name: str, b: Tensor, a: Tensor, factor_scale: float) -> None:
+        super().__init__(linear, name, b, a, factor_scale, keep_weight=True)
+        self.magnitude = nn.Parameter(row_norms(linear.weight.detach()).to(linear.weight))
+
+    def product(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        with torch.no_grad():
+            direction = torch.addmm(self.weight, self.B, self.A, alpha=self.factor_scale)
+            norms = row_norms(direction).to(direction)
+        y = functional.linear(x, self.weight)
+        y = (y + functional.linear(functional.linear(x, self.A), self.B) * self.factor_scale) * (self.magnitude / norms)
+        return self.with_bias(y)
+
+    def trained(self) -> list[nn.Parameter]:
+        return [self.B, self.A, self.magnitude]
+
+    def effective(self, read: Read) -> Tensor:
+        direction = super().effective(read)
+        return direction * (wide(read(self.magnitude)) / row_norms(direction))[:, None]
+
+
+class SparseFactoredLinear(FactoredLinear):
+    """SLTrain: v ~ U(±1/√n) on a support drawn once (its section 3.3)."""
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        name: str,
+        b: Tensor,
+        a: Tensor,
+        factor_scale: float,
+        density: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(linear, name, b, a, factor_scale, keep_weight=False)
+        count = entry_count(density, self.rows, self.columns)
+        self.register_buffer("positions", new_positions(count, linear, name))
+        self.positions.copy_(random_entries(self.rows * self.columns, count, generator))
+        uniform = torch.rand(count, generator=generator) * 2 - 1
+        self.values = nn.Parameter((uniform / self.columns**0.5).to(linear.weight))
+
+    def product(self, x: Tensor) -> Tensor:
+        return super().product(x) + entries_product(x, None, 1.0, self.values, self.positions, self.shape)
+
+    def trained(self) -> list[nn.Parameter]:
+        return [self.B, self.A, self.values]
+
+    def effective(self, read: Read) -> Tensor:
+        return with_entries(super().effective(read), 1.0, read(self.values), self.positions, self.shape)
+
+
+def row_norms(matrix: Tensor) -> Tensor:
+    """(m, n) → (m,), in float32 or wider."""
+    norms: Tensor = torch.linalg.vector_norm(wide(matrix), dim=1)
+    return norms
+
+
+def xavier(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """(rows, columns), float32: Gaussian of variance 2 / (rows + columns) (Glorot and Bengio 2010)."""
+    deviation: float = (2.0 / (rows + columns)) ** 0.5
+    return torch.randn(rows, columns, generator=generator) * deviation
+
+
+def kaiming(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """(rows, columns), float32: uniform in ±1/√columns, which is He's with a = √5, as LoRA's code initialises A."""
+    bound: float = columns**-0.5
+    return (torch.rand(rows, columns, generator=generator) * 2 - 1) * bound

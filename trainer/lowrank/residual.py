@@ -1,0 +1,88 @@
+"""GaLore+'s layer for q and k: a basis on the right, and a sparse residual of what it leaves out.
+
+    W_eff = s·W + B Qᵀ + scatter(L, e)
+
+L is a fixed set of places, e what the residual's steps have added up to since the last merge. Its optimizer is not
+elementwise in e (the denominator takes the core's second moment), so e is no trained parameter: `collector` is. It
+receives, as its gradient, what the method needs of the full gradient at L, and DeepSpeed reduces and clips it with all
+the others.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.lowrank.adapted import Read
+from trainer.lowrank.entries import entry_count, new_positions, with_entries
+from trainer.lowrank.linalg import wide
+from trainer.lowrank.projected import ProjectedLinear
+from trainer.zero import Shards
+
+# A power of two, so nothing is rounded: in the norm that clips, Ĝ[L] shall not count. The core's gradient stands there.
+QUIET = 2.0**-20
+
+
+class _Product(torch.autograd.Function):
+    """x (s·W + scatter(L, e))ᵀ. The collector (2, k) gets [(G − Ĝ)[L], QUIET·Ĝ[L]] with Ĝ = G Q Qᵀ."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, collector: Tensor, basis: Tensor, layer: "ResidualLinear"
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, basis)
+        ctx.layer, ctx.scale = layer, layer.scale
+        return x @ with_entries(weight, layer.scale, layer.residual, layer.positions, layer.shape).T
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = outputs
+        x, weight, basis = ctx.saved_tensors
+        layer: ResidualLinear = ctx.layer
+        to_x = g @ with_entries(weight, ctx.scale, layer.residual, layer.positions, layer.shape)
+        gradient = g.flatten(0, -2).T @ x.flatten(0, -2)
+        places = layer.positions.long()
+        seen = ((gradient @ basis.T) @ basis).flatten()[places]
+        return to_x, None, torch.stack([gradient.flatten()[places] - seen, QUIET * seen]), None, None
+
+
+class ResidualLinear(ProjectedLinear):
+    """`active` says whether the places have been chosen. `updates` counts the residual's steps."""
+
+    positions: Tensor
+    residual: Tensor
+    first: Tensor
+    second: Tensor
+
+    def __init__(self, linear: nn.Linear, name: str, rank: int, density: float) -> None:
+        super().__init__(linear, name, rank, "right")
+        count = entry_count(density, self.rows, self.columns)
+        values = wide(linear.weight.new_zeros(3, count))
+        self.collector = nn.Parameter(linear.weight.new_zeros(2, count))
+        self.register_buffer("positions", new_positions(count, linear, name))
+        self.register_buffer("residual", values[0].clone())
+        self.register_buffer("first", values[1].clone())  # ΔM
+        self.register_buffer("second", values[2].clone())  # ΔV
+        self.active, self.updates = False, 0
+
+    def product(self, x: Tensor) -> Tensor:
+        if not self.active:
+            # The collector takes part all the same, with a gradient of 0: every engine expects one of every parameter.
+            return super().product(x) + 0.0 * self.collector.sum()
+        core = functional.linear(functional.linear(x, self.A), self.B)
+        y: Tensor = _Product.apply(x, self.weight, self.collector, self.A, self)  # type: ignore[no-untyped-call]
+        return self.with_bias(y + core)
+
+    def change(self, read: Read) -> Tensor:
+        change = super().change(read)
+        if self.active:
+            change.view(-1).index_add_(0, self.positions.long(), self.residual.to(change.dtype))
+        return change
+
+    def merge(self, shards: Shards) -> None:
+        super().merge(shards)
+        self.residual.zero_()
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"active": self.active, "updates": self.updates}

@@ -1,0 +1,298 @@
+"""What a method keeps from step to step, counted: elements of each kind, bytes of each rank. Imports no torch.
+
+    split, elements   how many numbers a method keeps for a model, exactly, kind by kind
+    memory            the bytes of one rank, on the device and on the host, by data type, ZeRO stage and offload
+    published         the bytes that a paper's table counts for the same elements
+
+Not counted: activations; what a step or a switch holds for a moment (a probe's full gradients, a decomposition, stage
+3's gathered parameters, DeepSpeed's buckets); padding to equal shards; the full copies that stage 3 keeps of small
+parameters (below 100,000 elements); the model's own buffers, such as rotary tables. A bias counts as trained in
+full, beside whatever its matrix becomes.
+"""
+
+from dataclasses import astuple, dataclass
+from typing import Literal, Self, assert_never
+
+from trainer import methodconfig as methods
+from trainer.errors import SpecError
+from trainer.presets import Shape
+
+# ------------------------------------------------------------------------------------------------------------ models
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """`count` matrices m×n that have the same last part of their module's name."""
+
+    name: str
+    rows: int
+    columns: int
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """Every parameter once: a shared one is in `matrices` under one of its names.
+
+    `vectors`: elements of norms and biases. `pretrained`: its weights were loaded, so no method may drop them.
+    """
+
+    matrices: tuple[Matrix, ...]
+    vectors: int = 0
+    pretrained: bool = False
+
+    @property
+    def parameters(self) -> int:
+        return sum(matrix.rows * matrix.columns * matrix.count for matrix in self.matrices) + self.vectors
+
+
+def model_of(shape: Shape, vocabulary: int, tied: bool = False) -> Model:
+    """A LLaMA of this shape; `tied`: the head is the embedding."""
+    ends = ("embed_tokens",) if tied else ("embed_tokens", "lm_head")
+    return Model(
+        matrices=(
+            *(Matrix(name, *sides, shape.layers) for name, sides in shape.target_sides().items()),
+            *(Matrix(name, vocabulary, shape.hidden) for name in ends),
+        ),
+        vectors=(2 * shape.layers + 1) * shape.hidden,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- elements
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Numbers by kind, added kind by kind."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __mul__(self, count: int) -> Self:
+        return type(self)(*(count * a for a in astuple(self)))
+
+
+@dataclass(frozen=True)
+class Elements(_Counts):
+    """How many numbers of each kind.
+
+    frozen    full-size weights that no gradient reaches
+    trained   everything with a gradient; `core` of it is merged into frozen weights at a switch: in the papers' form,
+              where W itself is updated, it does not exist
+    basis     fixed factors, stored as parameters
+    moments   of the optimizer
+    index     places of entries, int32 buffers
+    residual  GaLore+'s residual and its moments, float32 buffers
+    """
+
+    frozen: int = 0
+    trained: int = 0
+    core: int = 0
+    basis: int = 0
+    moments: int = 0
+    index: int = 0
+    residual: int = 0
+
+
+def elements(settings: methods.MethodConfig, model: Model) -> Elements:
+    """Of the whole model. Raises SpecError where a target is missing, or the rank, or it is above a target's side."""
+    targets, others = split(settings, model)
+    return targets + others
+
+
+def split(settings: methods.MethodConfig, model: Model) -> tuple[Elements, Elements]:
+    """(of the method's targets, of all that AdamW trains in full beside them). Raises as `elements`.
+
+    Full training, whose optimizer is a setting, has every matrix for a target.
+    """
+    names = {matrix.name for matrix in model.matrices}
+    targets = names if isinstance(settings, methods.FullConfig) else set(settings.targets)
+    if unknown := targets - names:
+        raise SpecError(f"method.targets: no matrix is called {min(unknown)!r}; this model has {sorted(names)}")
+    of_targets, of_others = Elements(), _adam(model.vectors)
+    for matrix in model.matrices:
+        if matrix.name in targets:
+            of_targets += _of_target(settings, matrix, model.pretrained) * matrix.count
+        else:
+            of_others += _adam(matrix.rows * matrix.columns) * matrix.count
+    return of_targets, of_others
+
+
+def entry_count(density: float, rows: int, columns: int) -> int:
+    """k = ⌊density·m·n⌋, at least 1."""
+    return max(1, int(density * rows * columns))
+
+
+def _of_target(settings: methods.MethodConfig, matrix: Matrix, pretrained: bool) -> Elements:
+    m, n = matrix.rows, matrix.columns
+    r = _rank(settings, matrix) if isinstance(settings, methods.RankedSettings) else 0
+    match settings:
+        case methods.FullConfig():
+            return Elements(trained=m * n, moments=_moments(settings.optimizer) * m * n)
+        case methods.GaLorePlusConfig() if matrix.name in settings.head_targets:
+            # Always right. The collector, two numbers for each of k entries, has gradients but no moments.
+            k = entry_count(settings.residual_density, m, n) if settings.residual_density > 0 else 0
+            residual = Elements(trained=2 * k, core=2 * k, index=k, residual=3 * k)
+            return _subspace(settings.optimizer, m * n, core=r * m) + Elements(basis=r * n) + residual
+        case methods.GaLoreConfig() | methods.GoLoreConfig() | methods.GaLorePlusConfig():
+            # Left when m ≤ n: the basis has the smaller side, the core the larger.
+            return _subspace(settings.optimizer, m * n, core=r * max(m, n)) + Elements(basis=r * min(m, n))
+        case methods.FloraConfig():
+            return _subspace(settings.optimizer, m * n, core=r * max(m, n))
+        case methods.GaRareConfig():
+            # Always left.
+            return _subspace(settings.optimizer, m * n, core=r * n)
+        case methods.GaSareConfig() | methods.GoSareConfig():
+            k = entry_count(settings.density, m, n)
+            return _subspace(settings.optimizer, m * n, core=k) + Elements(index=k)
+        case methods.LowRankConfig():
+            return _adam(r * (m + n))
+        case methods.LoroConfig():
+            return _adam(r * (m + n)) + Elements(frozen=m * n if pretrained else 0)
+        case methods.LoraConfig() | methods.ReloraConfig():
+            return _adam(r * (m + n)) + Elements(frozen=m * n)
+        case methods.DoraConfig():
+            return _adam(r * (m + n) + m) + Elements(frozen=m * n)
+        case methods.SLTrainConfig():
+            nnz = entry_count(settings.density, m, n)
+            return _adam(r * (m + n) + nnz) + Elements(index=nnz)
+        case _:
+            assert_never(settings)
+
+
+def _subspace(optimizer: Literal["adamw", "msgd"], frozen: int, core: int) -> Elements:
+    return Elements(frozen=frozen, trained=core, core=core, moments=_moments(optimizer) * core)
+
+
+def _adam(trained: int) -> Elements:
+    return Elements(trained=trained, moments=2 * trained)
+
+
+def _moments(optimizer: Literal["adamw", "msgd"]) -> int:
+    return {"adamw": 2, "msgd": 1}[optimizer]
+
+
+def _rank(settings: methods.RankedSettings, matrix: Matrix) -> int:
+    r, smallest = settings.rank, min(matrix.rows, matrix.columns)
+    if r is None:
+        raise SpecError("method.rank: None has no size; give a rank, or settings whose spec has been resolved")
+    if r > smallest:
+        raise SpecError(
+            f"method.rank: rank {r} is above the smallest side of {matrix.name} ({matrix.rows}×{matrix.columns}); "
+            f"choose at most {smallest}, or leave it out of method.targets"
+        )
+    return r
+
+
+# ------------------------------------------------------------------------------------------------------------- bytes
+
+
+@dataclass(frozen=True)
+class Parts(_Counts):
+    """Bytes. `weights`: trained and frozen; `buffers`: index and residual; `masters`: fp32 copies that are stepped."""
+
+    weights: int = 0
+    basis: int = 0
+    buffers: int = 0
+    gradients: int = 0
+    masters: int = 0
+    moments: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(astuple(self))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Of one rank."""
+
+    device: Parts
+    host: Parts
+
+
+def memory(
+    settings: methods.MethodConfig,
+    model: Model,
+    *,
+    dtype: Literal["fp32", "bf16"],
+    zero_stage: Literal[0, 1, 2, 3],
+    offload: Literal["none", "cpu"] = "none",
+    processes: int = 1,
+) -> Memory:
+    """Bytes of the rank that has most. Raises SpecError as `elements`, and for what no run can be."""
+    if zero_stage == 0 and (dtype == "bf16" or offload == "cpu"):
+        raise SpecError(
+            f"deepspeed.zero_stage: stage 0 with dtype {dtype} and offload {offload} does not run; "
+            "use zero_stage 1, 2 or 3, or dtype fp32 without offload"
+        )
+    if processes < 1:
+        raise SpecError(f"resources.processes: {processes} is below 1")
+    found = elements(settings, model)
+
+    def share(count: int, first_stage: int) -> int:
+        return -(-count // processes) if zero_stage >= first_stage else count
+
+    width = {"fp32": 4, "bf16": 2}[dtype]
+    trained = share(found.trained, 2)
+    parameters = Parts(
+        weights=width * share(found.frozen + found.trained, 3),
+        basis=width * share(found.basis, 3),
+        # No stage shards a buffer.
+        buffers=4 * (found.index + found.residual),
+        gradients=width * trained if zero_stage < 2 else 0,
+    )
+    # What offload moves.
+    shards = Parts(
+        # Added up in fp32; see engine.configuration.
+        gradients=4 * trained if zero_stage >= 2 else 0,
+        # ZeRO copies trained parameters to a flat fp32 partition even where they are fp32 already.
+        masters=4 * share(found.trained, 1) if zero_stage >= 1 else 0,
+        moments=4 * share(found.moments, 1),
+    )
+    return Memory(parameters, shards) if offload == "cpu" else Memory(parameters + shards, Parts())
+
+
+# -------------------------------------------------------------------------------------------------- as papers count
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Bytes that a published table counts for one element. None counts cores, gradients or masters.
+
+    `others`, `others_moments`: of what trains in full beside the targets.
+    """
+
+    frozen: int = 2
+    trained: int = 2
+    basis: int = 2
+    moments: int = 2
+    index: int = 8
+    others: int = 2
+    others_moments: int = 2
+
+
+@dataclass(frozen=True)
+class Published:
+    """Bytes of parameters, and of what the optimizer keeps."""
+
+    weights: int
+    states: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.states
+
+
+def published(targets: Elements, others: Elements, convention: Convention) -> Published:
+    """From `split`. GaLore+, which no table has, counts its residual as the product holds it."""
+    trained = targets.trained - targets.core
+    return Published(
+        weights=convention.frozen * targets.frozen
+        + convention.trained * trained
+        + convention.index * targets.index
+        + convention.others * others.trained,
+        states=convention.basis * targets.basis
+        + convention.moments * (targets.moments + targets.residual)
+        + convention.others_moments * others.moments,
+    )

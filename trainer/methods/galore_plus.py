@@ -1,0 +1,127 @@
+"""GaLore+: cross-head projection, fast SVD, sparsely coded residual (Liao et al. 2024, arXiv:2412.19820).
+
+On q and k (`head_targets`), with d_k rows a head:
+
+    every τ steps   Q = top-r right singular vectors of ⌈r/d_k⌉ random heads' rows of G, stacked   (n, r)
+    R = G Q         M', V' of R as in Adam; the same Q for all heads
+
+On other targets: GaLore. Every basis by randomised subspace iteration (Halko et al. 2011) unless `svd` is exact.
+
+The residual, on q and k. After k = `residual_warmup` updates L = the places of the largest |M' Qᵀ|, fixed from then on;
+afterwards, at L (algorithm 2), with Ĝ = G Q Qᵀ and ΔG = G − Ĝ:
+
+    ΔM ← β₁ΔM + (1−β₁)ΔG       ΔV ← β₂ΔV + 2(1−β₂)Ĝ⊙ΔG
+    δ = ΔM̂ / (√max(V̂'(Q∘Q)ᵀ + ΔV̂, ρ·V̂'(Q∘Q)ᵀ) + ε),  |δ| ≤ 1        W ← W − η(α·N Qᵀ + δ)
+
+Where we differ: the paper's root takes V'Qᵀ, which has negative entries; we take V'(Q∘Q)ᵀ, which has not, keep a share
+ρ of it whatever ΔV is, and clip δ. ΔM̂ and ΔV̂ are corrected by the number of the residual's own updates. The paper
+takes one head; its r ≤ d_k.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from trainer.config import TrainingSpec
+from trainer.errors import SpecError
+from trainer.lowrank.adapted import replace_targets
+from trainer.lowrank.entries import largest_entries
+from trainer.lowrank.linalg import wide
+from trainer.lowrank.projected import ProjectedLinear, side_of
+from trainer.lowrank.residual import QUIET, ResidualLinear
+from trainer.lowrank.switch import SwitchReport
+from trainer.methods.base import StepContext
+from trainer.methods.galore import GaLore
+from trainer.presets import head_size_of
+from trainer.zero import Shards
+
+
+class GaLorePlus(GaLore):
+    def __init__(self, spec: TrainingSpec) -> None:
+        super().__init__(spec)
+        self.head_size = 0
+
+    def attach(self, model: nn.Module) -> None:
+        size = head_size_of(getattr(model, "config", None))
+        if size is None:
+            raise SpecError(
+                "method.head_targets: this model's configuration states no num_attention_heads; choose galore"
+            )
+        self.head_size = size
+        self.layers = replace_targets(model, self.config.targets, self.make, self.config.rank)
+
+    def make(self, linear: nn.Linear, name: str, index: int) -> ProjectedLinear:
+        config = self.config
+        if not self.has_heads(name):
+            return ProjectedLinear(linear, name, config.rank, side_of(*linear.weight.shape))
+        if linear.weight.shape[0] % self.head_size:
+            raise SpecError(
+                f"method.head_targets: the {linear.weight.shape[0]} rows of {name} are no multiple of the model's "
+                f"{self.head_size} rows a head; leave {name.rpartition('.')[2]!r} out"
+            )
+        if config.residual_density == 0:
+            return ProjectedLinear(linear, name, config.rank, "right")
+        return ResidualLinear(linear, name, config.rank, config.residual_density)
+
+    def has_heads(self, name: str) -> bool:
+        return name.rpartition(".")[2] in self.config.head_targets
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, object]]:
+        collectors = [layer.collector for layer in self._residuals()]
+        # Out of the way of the groups that train.
+        for collector in collectors:
+            collector.requires_grad_(False)
+        groups = super().parameter_groups(model)
+        for collector in collectors:
+            collector.requires_grad_(True)
+        return [
+            *groups,
+            {"name": "collectors", "params": collectors, "rule": "gradient", "rate": 0.0, "weight_decay": 0.0},
+        ]
+
+    def choose(self, layer: ProjectedLinear, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
+        assert gradient is not None
+        if not self.has_heads(layer.name):
+            return self.decompose(layer.toward(gradient), generator)
+        heads = layer.rows // self.head_size
+        count = min(heads, math.ceil(layer.rank / self.head_size))
+        some = torch.randperm(heads, generator=generator)[:count]
+        stacked = gradient.view(heads, self.head_size, layer.columns)[some].flatten(0, 1)
+        return self.decompose(stacked.T, generator)
+
+    def after_step(self, context: StepContext) -> SwitchReport | None:
+        eta = context.learning_rate
+        for layer in self._residuals():
+            if layer.active:
+                layer.residual.mul_(1.0 - eta * self.decay).sub_(eta * self._residual_step(layer, context.shards))
+            elif context.step + 1 >= self.config.residual_warmup:
+                _choose_places(layer, context.shards)
+        return super().after_step(context)
+
+    def _residuals(self) -> list[ResidualLinear]:
+        return [layer for layer in self.layers if isinstance(layer, ResidualLinear)]
+
+    def _residual_step(self, layer: ResidualLinear, shards: Shards) -> Tensor:
+        """δ at L, after the core's own update. Collective; equal on all ranks."""
+        b1, b2 = self.spec.optimisation.betas
+        delta, seen = wide(shards.read(layer.collector))
+        layer.first.mul_(b1).add_((1 - b1) * delta)
+        layer.second.mul_(b2).add_(2 * (1 - b2) * (seen / QUIET) * delta)
+        layer.updates += 1
+        basis = wide(shards.read(layer.A))
+        projected = shards.read_moment(layer.B, "exp_avg_sq") @ basis.square()
+        floor = projected.flatten()[layer.positions.long()] / (1 - b2 ** shards.count("cores"))
+        square = torch.maximum(floor + layer.second / (1 - b2**layer.updates), self.config.residual_floor * floor)
+        step: Tensor = layer.first / (1 - b1**layer.updates) / (square.sqrt() + self.spec.optimisation.epsilon)
+        return step.clamp(-1.0, 1.0)
+
+
+def _choose_places(layer: ResidualLinear, shards: Shards) -> None:
+    """L: the places of the largest |M'Qᵀ|. Collective; rank 0's choice for all, so that ties break alike."""
+    momentum = shards.read_moment(layer.B, "exp_avg") @ wide(shards.read(layer.A))
+    places = largest_entries(momentum, layer.positions.numel())
+    dist.broadcast(places, src=0)
+    layer.positions.copy_(places)
+    layer.active = True

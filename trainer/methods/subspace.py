@@ -1,0 +1,77 @@
+"""Methods that freeze W, train a core in a subspace, and change the subspace every `period` steps.
+
+With W frozen, the basis P (m, r) fixed and the core A trained from 0, ∂L/∂A = PᵀG: AdamW on A is Adam on the projected
+gradient, and W_eff = s·W + P A follows the papers' trajectory exactly, provided that
+- the scale α enters the core's learning rate, not the forward pass;
+- decoupled decay acts on the whole of W_eff at η·λ, without α: on the core through its group, on W through s;
+- a switch that needs the gradient uses the step's own.
+(GoLore, arXiv:2410.11289, appendix D, calls it the ReLoRA-like implementation.) The same holds with entries of W in
+the place of a basis.
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import TrainingSpec
+from trainer.lowrank.probe import full_gradients
+from trainer.lowrank.switch import SwitchReport, switch
+from trainer.methodconfig import SubspaceSettings
+from trainer.methods.base import Method, StepContext
+
+
+class Subspace(Method):
+    """A subclass says which layers there are (`attach`) and what a switch does."""
+
+    config: SubspaceSettings
+
+    def __init__(self, spec: TrainingSpec) -> None:
+        super().__init__(spec)
+        assert isinstance(spec.method, SubspaceSettings)
+        self.config = spec.method
+
+    @abstractmethod
+    def switch(self, context: StepContext) -> SwitchReport:
+        """Give every layer its next subspace. Collective."""
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        cores = [layer.core for layer in self.layers]
+        alpha = self.config.alpha
+        # The group's rate is η·α, and decay is rate × weight_decay: dividing by α leaves η·λ.
+        group = {"name": "cores", "params": cores, "rule": self.config.optimizer, "rate": alpha}
+        return [group | {"weight_decay": self.decay / alpha}, *self.plain_groups(model, besides=cores)]
+
+    def before_step(self, context: StepContext) -> SwitchReport | None:
+        if context.step % self.config.period:
+            return None
+        report = self.switch(context)
+        if getattr(self.config, "moments", "kept") == "reset":
+            self._reset(context)
+        return report
+
+    def after_step(self, context: StepContext) -> SwitchReport | None:
+        for layer in self.layers:
+            layer.scale *= 1.0 - context.learning_rate * self.decay
+        return None
+
+    @property
+    def carries(self) -> bool:
+        return getattr(self.config, "moments", "kept") == "carried"
+
+    def chosen_switch(self, context: StepContext, from_gradient: bool) -> SwitchReport:
+        """A switch whose subspaces `choose` chooses, from the step's own gradient if it needs one."""
+        gradients = full_gradients(context.model, self.layers, context.micro_batches) if from_gradient else None
+        seed = self.spec.optimisation.seed
+        return switch(self.layers, gradients, self.choose, context.shards, seed, context.step, self.carries)
+
+    def choose(self, layer: Any, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
+        """The layer's new subspace, from its gradient (m, n) where one was asked for. May raise LinAlgError."""
+        raise NotImplementedError(f"{type(self).__name__} has no choice to make")
+
+    def _reset(self, context: StepContext) -> None:
+        for layer in self.layers:
+            for key in context.shards.moments_of(layer.core):
+                context.shards.write_moment(layer.core, key, torch.zeros_like(context.shards.read(layer.core)))
+        context.shards.set_count("cores", 0)
