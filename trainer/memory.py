@@ -15,6 +15,7 @@ from typing import Literal, Self, assert_never
 
 from trainer import methodconfig as methods
 from trainer.errors import SpecError
+from trainer.methodconfig import entry_count
 from trainer.presets import Shape
 
 # ------------------------------------------------------------------------------------------------------------ models
@@ -116,11 +117,6 @@ def split(settings: methods.MethodConfig, model: Model) -> tuple[Elements, Eleme
         else:
             of_others += _adam(matrix.rows * matrix.columns) * matrix.count
     return of_targets, of_others
-
-
-def entry_count(density: float, rows: int, columns: int) -> int:
-    """k = ⌊density·m·n⌋, at least 1."""
-    return max(1, int(density * rows * columns))
 
 
 def _of_target(settings: methods.MethodConfig, matrix: Matrix, pretrained: bool) -> Elements:

@@ -85,6 +85,11 @@ class SubspaceSettings(TargetedSettings):
     )
 
 
+def entry_count(density: float, rows: int, columns: int) -> int:
+    """k = ⌊density·m·n⌋, at least 1: the entries of a sparse part of an m×n matrix."""
+    return max(1, int(density * rows * columns))
+
+
 Moments = Literal["kept", "carried", "reset"]
 _MOMENTS = (
     "at a switch; kept: as they are; carried: the first moment is moved through both bases (momentum projection), "

@@ -13,7 +13,10 @@ TEXT = "".join(f"{n} times {m} is {n * m}, and {n} and {m} make {n + m}.\n" for 
 
 
 def spec(directory: Path, **changes: Any) -> TrainingSpec:
-    """A small run on a text that is written into `directory`; `changes` are merged one level deep, but for a model and a named method."""
+    """A small run on a text that is written into `directory`.
+
+    `changes` are merged one level deep, but for a model and a named method.
+    """
     text = directory / "text.txt"
     if not text.exists():
         directory.mkdir(parents=True, exist_ok=True)

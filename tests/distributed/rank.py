@@ -7,6 +7,7 @@ Starting processes and importing torch costs far more than training a tiny model
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,27 @@ from trainer.run import Run
 from trainer.rundir import RunDir
 from trainer.train import distributed
 
-
 real_configuration = trainer.engine.configuration
 
 
 def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     return base | {key: base.get(key, {}) | value for key, value in more.items()}
+
+
+def live_bytes(run: Run) -> dict[str, int]:
+    """What this rank holds: parameters as they are sharded, fp32 masters, moments, buffers of the method's layers."""
+
+    def size(tensors: Iterable[Any]) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    masters = [master for _, master in run.shards._masters()]
+    states = [state for _, state in run.shards._states()]
+    return {
+        "parameters": size(getattr(p, "ds_tensor", p) for p in run.model.parameters()),
+        "masters": size(masters) if run.spec.deepspeed.zero_stage else 0,
+        "moments": size(value for state in states for key, value in state.items() if key != "step"),
+        "buffers": size(buffer for layer in run.method.layers for buffer in layer.buffers()),
+    }
 
 
 def train(case: dict[str, Any]) -> None:
@@ -47,11 +63,14 @@ def train(case: dict[str, Any]) -> None:
             run.save()
             run = Run(TrainingSpec.model_validate(case.get("resume_as", case["spec"])), rundir, events.append)
     run.evaluate()
-    weights = {name: value.float().cpu() for name, value in effective_weights(run.model, run.method, run.shards).items()}
+    weights = {
+        name: value.float().cpu() for name, value in effective_weights(run.model, run.method, run.shards).items()
+    }
     state_bytes = run.shards.state_bytes()
     if dist.get_rank() == 0:
         save_arrays(rundir.root / "weights.npz", weights)
         answer = {"events": [json.loads(e.model_dump_json()) for e in events], "state_bytes": state_bytes}
+        answer["live"] = live_bytes(run)
         (rundir.root / "answer.json").write_text(json.dumps(answer))
 
 

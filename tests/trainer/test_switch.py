@@ -8,8 +8,8 @@ import torch
 
 from tests.trainer.alone import make_run
 from trainer import events
-from trainer.lowrank.projected import ProjectedLinear
 from trainer.lowrank.probe import full_gradients
+from trainer.lowrank.projected import ProjectedLinear
 from trainer.methods.galore import GaLore
 from trainer.run import Run
 from trainer.zero import shape_of

@@ -14,14 +14,10 @@ from torch import Tensor, nn
 from trainer.errors import SpecError
 from trainer.lowrank.adapted import FrozenLinear, Read
 from trainer.lowrank.linalg import wide
+from trainer.methodconfig import entry_count
 from trainer.zero import Shards
 
 Shape = tuple[int, int]
-
-
-def entry_count(density: float, rows: int, columns: int) -> int:
-    """k = ⌊density·m·n⌋, at least 1."""
-    return max(1, int(density * rows * columns))
 
 
 def largest_entries(matrix: Tensor, count: int) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.lowrank.adapted import Adapted, Read
-from trainer.lowrank.entries import entries_product, entry_count, new_positions, random_entries, with_entries
+from trainer.lowrank.entries import entries_product, new_positions, random_entries, with_entries
 from trainer.lowrank.linalg import wide
+from trainer.methodconfig import entry_count
 
 
 class FactoredLinear(Adapted):

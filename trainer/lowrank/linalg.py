@@ -53,7 +53,7 @@ def randomized_basis(
 
 
 def random_basis(rows: int, rank: int, generator: torch.Generator) -> Tensor:
-    """Uniform on the Stiefel manifold: QR of a Gaussian with the signs of R's diagonal moved into Q. (m, r), float64."""
+    """Uniform on the Stiefel manifold: QR of a Gaussian, signs of R's diagonal moved into Q. (m, r), float64."""
     q, upper = torch.linalg.qr(torch.randn(rows, rank, generator=generator).double())
     flipped: Tensor = q * torch.where(upper.diagonal() < 0, -1.0, 1.0)
     return flipped

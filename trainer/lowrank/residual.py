@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.lowrank.adapted import Read
-from trainer.lowrank.entries import entry_count, new_positions, with_entries
+from trainer.lowrank.entries import new_positions, with_entries
 from trainer.lowrank.linalg import wide
 from trainer.lowrank.projected import ProjectedLinear
+from trainer.methodconfig import entry_count
 from trainer.zero import Shards
 
 # A power of two, so nothing is rounded: in the norm that clips, Ĝ[L] shall not count. The core's gradient stands there.
