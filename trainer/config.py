@@ -158,6 +158,12 @@ class Optimisation(_Strict):
         default=None, ge=1, description="sequences of one rank in one forward pass; default: global_batch / processes"
     )
     learning_rate: float | None = Field(default=None, gt=0, le=10, description="η at its peak; default: the method's")
+    others_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=10,
+        description="peak rate of what the method does not replace (embeddings, head, norms, biases); default: η",
+    )
     warmup_steps: int | None = Field(default=None, ge=0, description="linear warm-up; default: a tenth of the steps")
     final_rate_ratio: float = Field(default=0.1, ge=0, le=1, description="cosine decay ends at this share of η")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's β, as in torch")
@@ -238,7 +244,7 @@ class TrainingSpec(_Strict):
             if problem:
                 raise refuse("method.rank", problem)
             _check_preset(self.method, self.model, self.tokenizer)
-        _check_method(self.method, self.model)
+        _check_method(self.method, self.model, self.optimisation)
         return self
 
     def batches_before(self, step: int) -> int:
@@ -272,7 +278,12 @@ def starts_from_weights(model: ModelSpec) -> bool:
     return not isinstance(model, PresetModel) and model.weights == "pretrained"
 
 
-def _check_method(method: MethodConfig, model: ModelSpec) -> None:
+def _check_method(method: MethodConfig, model: ModelSpec, optimisation: Optimisation) -> None:
+    if method.name == "full" and optimisation.others_learning_rate is not None:
+        raise refuse(
+            "optimisation.others_learning_rate",
+            "full replaces nothing, and has one rate; leave it out, or choose a method",
+        )
     if method.name in ("lowrank", "sltrain") and starts_from_weights(model):
         raise refuse(
             "model.weights",

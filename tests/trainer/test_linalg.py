@@ -22,7 +22,7 @@ def bases(g: torch.Tensor, rank: int) -> dict[str, torch.Tensor]:
     return {
         "exact": exact_basis(g, rank),
         "randomized": randomized_basis(g, rank, 8, 2, generator),
-        "random": random_basis(g.shape[0], rank, generator),
+        "random": random_basis(g.shape[0], rank, generator).float(),
     }
 
 

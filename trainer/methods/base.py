@@ -50,10 +50,15 @@ class Method:
         return self.plain_groups(model)
 
     def plain_groups(self, model: nn.Module, besides: Iterable[nn.Parameter] = ()) -> list[dict[str, Any]]:
-        """AdamW at η for all that is trained and in no other group. Matrices decay, norms and biases do not."""
+        """AdamW for all that is trained and in no other group, at η or at the others' own rate.
+
+        Matrices decay, norms and biases do not.
+        """
         taken = {id(p) for p in besides}
         trained = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-        common = {"rule": "adamw", "rate": 1.0}
+        eta, own = self.spec.optimisation.learning_rate, self.spec.optimisation.others_learning_rate
+        assert eta is not None
+        common = {"rule": "adamw", "rate": 1.0 if own is None else own / eta}
         return [
             {"name": "matrices", "params": [p for p in trained if p.ndim >= 2], "weight_decay": self.decay} | common,
             {"name": "vectors", "params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0} | common,
