@@ -251,11 +251,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="llama-1m", help="a preset")
     parser.add_argument("--methods", nargs="+", default=names, choices=names, help="full is always among them")
     parser.add_argument("--rank", type=int, help="default: the preset's")
-    parser.add_argument("--period", type=int, default=50, help="steps between two subspaces; ReLoRA: twice as many")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=16, help="sequences in a step")
+    parser.add_argument("--period", type=int, default=25, help="steps between two subspaces; ReLoRA: twice as many")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=8, help="sequences in a step")
     parser.add_argument("--length", type=int, default=128, help="bytes in a sequence")
-    parser.add_argument("--rates", nargs="+", type=float, default=[1e-3, 3e-3, 1e-2, 3e-2], help="grid of the tuning")
+    parser.add_argument(
+        "--rates", nargs="+", type=float, default=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2], help="grid of the tuning"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--out", type=Path, help="write the page there")

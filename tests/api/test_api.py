@@ -225,6 +225,15 @@ def test_methods_are_described_with_their_schema(client: TestClient) -> None:
     assert methods["galore"]["json_schema"]["properties"]["period"]["minimum"] == 1
 
 
+@pytest.mark.parametrize("name", METHOD_CONFIGS)
+def test_every_method_can_be_asked_for_by_its_name_alone(client: TestClient, name: str) -> None:
+    answer = client.post("/v1/jobs", json=job_body() | {"method": name})
+    assert answer.status_code == 201, answer.text
+    stored = answer.json()["spec"]["method"]
+    assert stored["name"] == name
+    assert None not in stored.values(), "a default that depends on the model is filled in"
+
+
 def test_the_api_documents_itself_with_examples_that_it_accepts(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     examples = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["examples"]

@@ -1,7 +1,8 @@
 """Every method through DeepSpeed, on two ranks, is its paper's within 1e-5, and goes on so after a resume.
 
-fp32, ZeRO 0, 2, 3, and 3 with the optimizer's state on the CPU; in the middle of a period a checkpoint is written and
-everything made anew from it. The references (tests/reference) work on whole gradients in one process.
+fp32, ZeRO 0, 2, 3 with activation checkpointing, and 3 with the optimizer's state on the CPU; in the middle of a period
+a checkpoint is written and everything made anew from it. The references (tests/reference) work on whole gradients in
+one process.
 """
 
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.case import read_json, spec
+from tests.distributed.case import load_arrays, read_json, spec
 from tests.distributed.group import run_group
 from tests.distributed.test_reference import ENGINES, check
 from tests.reference.product import reference_run
@@ -45,14 +46,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "sltrain": {"name": "sltrain"} | RANKED,
 }
 STAGES = ["zero0", "zero2", "zero3", "zero3-offload"]
+# Nothing to be equal to in bf16: close to the reference's losses, and the resume bit-equal.
+BF16 = "zero2-bf16"
 
 
 def make(directory: Path, method: str, engine: str) -> TrainingSpec:
     return spec(
         directory,
         method=METHODS[method],
-        deepspeed=ENGINES[engine],
+        deepspeed={"zero_stage": 2} if engine == BF16 else ENGINES[engine],
         optimisation={
+            "dtype": "bf16" if engine == BF16 else "fp32",
+            # Where every layer's own backward pass has parameters gathered and activations computed again.
+            "activation_checkpointing": engine == "zero3",
             "steps": STEPS,
             "micro_batch": 2,
             "weight_decay": 0.1,
@@ -73,7 +79,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "save_at": [MIDDLE],
         }
         for method in METHODS
-        for engine in STAGES
+        for engine in [*STAGES, BF16]
+    ]
+    cases += [
+        case | {"directory": case["directory"] + "-straight", "save_at": []}
+        for case in cases
+        if case["directory"].endswith(BF16)
     ]
     run_group(directory, 2, cases)
     return directory
@@ -99,6 +110,21 @@ def test_a_method_is_its_papers_at_every_stage_and_after_a_resume(
     trained: Path, references: dict[str, tuple[dict[str, torch.Tensor], list[float]]], method: str, engine: str
 ) -> None:
     check(trained / f"{method}-{engine}", *references[method])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_in_bf16_losses_are_close_and_a_resume_is_bit_equal(
+    trained: Path, references: dict[str, tuple[dict[str, torch.Tensor], list[float]]], method: str
+) -> None:
+    resumed, straight = trained / f"{method}-{BF16}", trained / f"{method}-{BF16}-straight"
+    assert losses(resumed) == losses(straight)
+    expected, got = load_arrays(straight / "weights.npz"), load_arrays(resumed / "weights.npz")
+    assert all(torch.equal(got[key], expected[key]) for key in expected)
+    assert losses(straight) == pytest.approx(references[method][1], abs=0.05)
+
+
+def losses(directory: Path) -> list[float]:
+    return [e["loss"] for e in read_json(directory / "answer.json")["events"] if e["type"] == "step"]
 
 
 @pytest.mark.parametrize("engine", STAGES)

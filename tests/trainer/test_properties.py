@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.reference.decoder import VOCABULARY, decoder
 from tests.reference.product import product_run
-from tests.trainer.test_exact import spec_for
+from tests.trainer.test_exact import CASES, spec_for
 from trainer.engine import PlainEngine
 from trainer.lowrank.adapted import whole_in_this_process
 from trainer.lowrank.entries import EntriesLinear, largest_entries, random_entries
@@ -230,6 +230,25 @@ def test_a_switch_leaves_the_loss_as_it_was(tmp_path: Path, case: str) -> None:
     assert model(tokens, tokens).loss.item() == pytest.approx(before, abs=1e-12)
     frozen = [f"{layer.name}.weight" for layer in method.layers]
     assert all(not torch.equal(model.state_dict()[name], old[name]) for name in frozen)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("case", CASES)
+def test_the_plain_modules_of_an_export_are_the_same_function(tmp_path: Path, case: str) -> None:
+    spec, model = spec_for(tmp_path, case), decoder()
+    method = make_method(spec)
+    method.attach(model)
+    engine = PlainEngine(spec, model, method)
+    shards = Shards(engine)
+    tokens = torch.randint(VOCABULARY, (4, 12), generator=torch.Generator().manual_seed(3))
+    for step in range(5):
+        update(engine, method, shards, step, 0.01, [tokens])
+    before = model(tokens, tokens).loss.item()
+    for name, plain in method.plain_modules().items():
+        assert type(plain) is nn.Linear
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, plain)
+    assert model(tokens, tokens).loss.item() == pytest.approx(before, abs=1e-12)
 
 
 class OneMatrix(nn.Module):

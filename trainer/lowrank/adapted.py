@@ -15,7 +15,7 @@ from torch.nn import functional
 from trainer.errors import SpecError
 from trainer.lowrank.linalg import wide
 from trainer.lowrank.probe import Probe, capture
-from trainer.zero import Shards
+from trainer.zero import Shards, shape_of
 
 # A parameter's whole value; `Shards.read` in an engine. Collective there.
 Read = Callable[[Any], Tensor]
@@ -117,7 +117,7 @@ class FrozenLinear(Adapted):
         From the core's fp32 master, not its low-precision copy: what the optimizer has learnt is merged whole.
         """
         shards.write(self.weight, self.effective(shards.read))
-        shards.write(self.core, torch.zeros_like(shards.read(self.core)))
+        shards.write(self.core, torch.zeros(shape_of(self.core), device=shards.device))
         self.scale = 1.0
 
     def state(self) -> dict[str, Any]:
