@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from trainer.methodconfig import LoroConfig, MethodConfig, RankedSettings, TargetedSettings
-from trainer.presets import PRESETS, Shape
+from trainer.methodcheck import problem_of, rank_problem
+from trainer.methodconfig import MethodConfig, TargetedSettings
+from trainer.presets import PRESETS
 
 
 def refuse(field: str, message: str) -> PydanticCustomError:
@@ -244,7 +245,7 @@ class TrainingSpec(_Strict):
             if problem:
                 raise refuse("method.rank", problem)
             _check_preset(self.method, self.model, self.tokenizer)
-        _check_method(self.method, self.model, self.optimisation)
+        _check_method(self)
         return self
 
     def batches_before(self, step: int) -> int:
@@ -278,36 +279,19 @@ def starts_from_weights(model: ModelSpec) -> bool:
     return not isinstance(model, PresetModel) and model.weights == "pretrained"
 
 
-def _check_method(method: MethodConfig, model: ModelSpec, optimisation: Optimisation) -> None:
+def _check_method(spec: "TrainingSpec") -> None:
+    method, optimisation, stage = spec.method, spec.optimisation, spec.deepspeed.zero_stage
+    assert optimisation.steps is not None
     if method.name == "full" and optimisation.others_learning_rate is not None:
+        raise refuse("optimisation.others_learning_rate", "full replaces nothing and has one rate; leave it out")
+    if optimisation.dtype == "bf16" and stage == 1 and method.large_switches(optimisation.steps)[0] > 1:
         raise refuse(
-            "optimisation.others_learning_rate",
-            "full replaces nothing, and has one rate; leave it out, or choose a method",
+            "method.switch_batches",
+            "a large switch at zero_stage 1 would add its gradients up in bf16, and lose digits; use zero_stage 2 or 3",
         )
-    if method.name in ("lowrank", "sltrain") and starts_from_weights(model):
-        raise refuse(
-            "model.weights",
-            f"{method.name} has no place for pretrained weights and would drop them; set weights to 'random', "
-            "or choose lora, loro or galore",
-        )
-    if isinstance(method, LoroConfig) and method.period == 1 and method.refresh:
-        raise refuse(
-            "method.refresh",
-            "refresh with period 1 would leave Adam nothing but the sign of each gradient; set refresh to false",
-        )
-
-
-def rank_problem(method: MethodConfig, shape: Shape, model: str) -> str | None:
-    """What is wrong with the method's rank for a model of this shape, if anything is."""
-    if not isinstance(method, RankedSettings):
-        return None
-    for name, (rows, columns) in shape.target_sides().items():
-        if name in method.targets and method.rank is not None and method.rank > min(rows, columns):
-            return (
-                f"rank {method.rank} is above the smallest side of {name} in {model} ({rows}×{columns}); "
-                f"choose at most {min(rows, columns)}, or leave {name} out of method.targets"
-            )
-    return None
+    problem = problem_of(method, optimisation.steps, starts_from_weights(spec.model), optimisation.weight_decay)
+    if problem:
+        raise refuse(*problem)
 
 
 def _resolve_optimisation(spec: TrainingSpec, preset: str | None) -> Optimisation:

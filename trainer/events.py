@@ -62,12 +62,14 @@ class Step(_Event):
 
 
 class Switched(_Event):
-    """New subspaces, before the update of `step`."""
+    """New subspaces before the update of `step`; for LORO an exact step, for ReLoRA a restart."""
 
     type: Literal["switched"] = "switched"
     seconds: float
     energy_kept: float | None = Field(description="mean share of the gradient's squared norm inside the new basis")
-    fallbacks: int = Field(description="matrices that kept their old basis: gradient not finite, or no SVD")
+    fallbacks: int = Field(
+        description="matrices that kept what they had (gradient not finite, no SVD), or were solved with damping"
+    )
 
 
 class Evaluated(_Event):

@@ -10,10 +10,10 @@ from trainer.config import (
     HubDataset,
     StdlibDataset,
     TrainingSpec,
-    rank_problem,
 )
 from trainer.errors import DataError, SpecError
 from trainer.files import find_files, stdlib_files
+from trainer.methodcheck import rank_problem
 from trainer.presets import shape_of_directory
 
 

@@ -1,4 +1,4 @@
-"""Whole values out of, and into, an engine that shards them: the same five verbs at every ZeRO stage.
+"""Whole values out of, and into, an engine that shards them: the same verbs at every ZeRO stage.
 
 Everything is addressed by parameter and by part: its value, or one of the optimizer's moments. A rank holds a
 *fragment* of each, a run of the flattened whole. Reading puts fragments together and is collective: every rank must

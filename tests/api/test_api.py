@@ -54,6 +54,27 @@ BAD = [
     ({"method": {"period": 0}}, "method.period", "greater than or equal to 1 (got 0)"),
     ({"method": {"name": "galor"}}, "method", "'full', 'galore', 'golore'"),
     ({"method": {"alpha": "much"}}, "method.alpha", "valid number"),
+    ({"method": "loro"}, "method.period", "500 is too long for this run: loro would never reach its first; choose at"),
+    ({"method": "relora"}, "method.period", "choose at most 19"),
+    ({"method": {"name": "relora", "period": 10}}, "method.restart_warmup", "50 is above period 10"),
+    ({"method": {"name": "loro", "period": 5, "scale": 8}}, "method.scale", "random weights have no W"),
+    ({"method": {"name": "loro", "period": 1}}, "method.refresh", "nothing but the sign"),
+    ({"method": "golore"}, "method.random_fraction", "no switch with period 200"),
+    ({"method": "galore_plus"}, "method.residual_warmup", "100 is not below the run's 20 steps"),
+    ({"method": {"name": "galore_plus", "optimizer": "msgd"}}, "method.optimizer", "no second moment"),
+    ({"method": {"name": "galore_plus", "head_targets": ["qproj"]}}, "method.head_targets", "'qproj' is not among"),
+    (
+        {"method": {"name": "garare", "rank": 40, "back_projection": "pinv"}},
+        "method.rank",
+        "half the 64 rows of q_proj",
+    ),
+    ({"method": {"name": "gasare", "rank": 4}}, "method.rank", "not permitted"),
+    ({"optimisation": {"others_learning_rate": -1}}, "optimisation.others_learning_rate", "greater than 0"),
+    (
+        {"method": "full", "optimisation": {"others_learning_rate": 0.1}},
+        "optimisation.others_learning_rate",
+        "one rate",
+    ),
     ({"method": {"surprise": 1}}, "method.surprise", "not permitted"),
     ({"method": "full", "optimisation": {"steps": 0}}, "optimisation.steps", "greater than or equal to 1"),
     ({"model": {"preset": "llama-2m"}}, "model.preset", "llama-1m"),
@@ -227,7 +248,8 @@ def test_methods_are_described_with_their_schema(client: TestClient) -> None:
 
 @pytest.mark.parametrize("name", METHOD_CONFIGS)
 def test_every_method_can_be_asked_for_by_its_name_alone(client: TestClient, name: str) -> None:
-    answer = client.post("/v1/jobs", json=job_body() | {"method": name})
+    body = job_body(optimisation={"steps": 2000}) | {"method": name}
+    answer = client.post("/v1/jobs", json=body)
     assert answer.status_code == 201, answer.text
     stored = answer.json()["spec"]["method"]
     assert stored["name"] == name

@@ -49,14 +49,15 @@ CASES: dict[str, dict[str, Any]] = {
     "galore_plus-exact": {"name": "galore_plus", "residual_warmup": 2, "residual_density": 0.1, "svd": "exact"},
     "galore_plus-many-heads": {"name": "galore_plus", "rank": 12, "residual_warmup": 2, "residual_density": 0.05},
     "galore_plus-no-residual": {"name": "galore_plus", "residual_density": 0.0},
+    "galore_plus-msgd": {"name": "galore_plus", "residual_density": 0.0, "optimizer": "msgd"},
     "loro": {"name": "loro", "restart_warmup": 2},
     "loro-kept": {"name": "loro", "refresh": False, "restart_warmup": 0},
-    "loro-every-step": {"name": "loro", "period": 1, "refresh": False},
-    "loro-unscaled": {"name": "loro", "between": "unscaled"},
-    "loro-preconditioned": {"name": "loro", "between": "preconditioned"},
+    "loro-every-step": {"name": "loro", "period": 1, "refresh": False, "restart_warmup": 0},
+    "loro-unscaled": {"name": "loro", "between": "unscaled", "restart_warmup": 2},
+    "loro-preconditioned": {"name": "loro", "between": "preconditioned", "restart_warmup": 2},
     "loro-preconditioned-alone": {"name": "loro", "between": "preconditioned", "exact_step": "none"},
-    "loro-svd": {"name": "loro", "exact_step": "svd"},
-    "loro-fine-tuning": {"name": "loro", "scale": 8.0, "targets": ["q_proj", "k_proj"]},
+    "loro-svd": {"name": "loro", "exact_step": "svd", "restart_warmup": 2},
+    "loro-fine-tuning": {"name": "loro", "scale": 8.0, "targets": ["q_proj", "k_proj"], "restart_warmup": 2},
     "lowrank": {"name": "lowrank"},
     "lora": {"name": "lora"},
     "dora": {"name": "dora"},
@@ -77,6 +78,7 @@ def spec_for(directory: Path, case: str, **optimisation: Any) -> TrainingSpec:
     model = {"preset": "llama-tiny"}
     if case == "loro-fine-tuning":
         model = {"path": "/somebody/has/trained/it"}
+        optimisation = {"weight_decay": 0.0} | optimisation
     # Momentum SGD moves by the gradient's size and Adam by the learning rate's.
     rate = 1.0 if settings(case).get("optimizer") == "msgd" else 0.01
     wanted = {"steps": STEPS, "warmup_steps": 2, "weight_decay": 0.1, "learning_rate": rate, "epsilon": 1e-5}

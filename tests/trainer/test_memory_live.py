@@ -27,7 +27,7 @@ LIVE = [case for case in CASES if case != "loro-fine-tuning"]
 
 def spec_for(directory: Path, case: str) -> TrainingSpec:
     return make_spec(
-        directory, method=settings(case), optimisation={"steps": 4, "global_batch": 2}, resources={"processes": 1}
+        directory, method=settings(case), optimisation={"steps": 10, "global_batch": 2}, resources={"processes": 1}
     )
 
 

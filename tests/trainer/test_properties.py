@@ -271,7 +271,7 @@ def test_galore_plus_with_one_head_and_no_residual_is_galore(tmp_path: Path) -> 
     found = []
     for name in ("galore", "galore_plus"):
         spec = spec_for(tmp_path, "galore")
-        more = {"residual_density": 0.0} if name == "galore_plus" else {}
+        more = {"residual_density": 0.0, "head_targets": ["q_proj"]} if name == "galore_plus" else {}
         method = spec.method.model_dump() | {"name": name, "svd": "exact", "rank": 3, "targets": ["q_proj"]} | more
         wanted = spec.model_validate(spec.model_dump() | {"model": {"path": "x"}, "method": method})
         found.append(product_run(wanted, model, batches)[0]["q_proj.weight"])

@@ -78,7 +78,7 @@ class Adapted(nn.Module):
 class FrozenLinear(Adapted):
     """W frozen, plus a change Δ that is trained in a subspace and merged at a switch: W_eff = s·W + Δ.
 
-    `scale` is s, the decoupled weight decay that W has collected since the last merge; W is written only at a switch.
+    `scale` is s, the decoupled weight decay that W has collected; W is written only at a switch.
     `ready` says whether the layer has been given a subspace yet.
     """
 
@@ -112,13 +112,17 @@ class FrozenLinear(Adapted):
         return self.with_bias(functional.linear(x, self.weight) * self.scale)
 
     def merge(self, shards: Shards) -> None:
-        """W ← W_eff, rounded once to W's own type; core ← 0; s ← 1. Collective.
+        """Δ into W, core ← 0, W_eff as it was. Collective.
 
-        From the core's fp32 master, not its low-precision copy: what the optimizer has learnt is merged whole.
+        From the core's fp32 master, not its low-precision copy: what the optimizer has learnt is merged whole. s stays
+        apart, W ← W + Δ/s: rounded to bf16 at every switch, a decay below half a unit in the last place would be lost.
         """
-        shards.write(self.weight, self.effective(shards.read))
+        if self.scale < 0.5:
+            shards.write(self.weight, self.effective(shards.read))
+            self.scale = 1.0
+        else:
+            shards.write(self.weight, wide(shards.read(self.weight)) + self.change(shards.read) / self.scale)
         shards.write(self.core, torch.zeros(shape_of(self.core), device=shards.device))
-        self.scale = 1.0
 
     def state(self) -> dict[str, Any]:
         return {"scale": self.scale, "ready": self.ready}

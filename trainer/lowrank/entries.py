@@ -17,7 +17,7 @@ from trainer.lowrank.linalg import wide
 from trainer.methodconfig import entry_count
 from trainer.zero import Shards
 
-Shape = tuple[int, int]
+Sides = tuple[int, int]
 
 
 def largest_entries(matrix: Tensor, count: int) -> Tensor:
@@ -31,7 +31,7 @@ def random_entries(total: int, count: int, generator: torch.Generator) -> Tensor
     return torch.randperm(total, generator=generator)[:count].sort().values.int()
 
 
-def with_entries(base: Tensor | None, scale: float, values: Tensor, positions: Tensor, shape: Shape) -> Tensor:
+def with_entries(base: Tensor | None, scale: float, values: Tensor, positions: Tensor, shape: Sides) -> Tensor:
     """scale·base + scatter(positions, values), a new tensor of `shape`; a missing base counts as 0."""
     whole = values.new_zeros(shape) if base is None else base * scale
     whole.view(-1).index_add_(0, positions.long(), values.to(whole.dtype))
@@ -43,7 +43,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, scale: float, values: Tensor, positions: Tensor, shape: Shape
+        ctx: Any, x: Tensor, weight: Tensor | None, scale: float, values: Tensor, positions: Tensor, shape: Sides
     ) -> Tensor:
         ctx.save_for_backward(x, weight, values, positions)
         ctx.scale, ctx.shape = scale, shape
@@ -59,7 +59,7 @@ class _Product(torch.autograd.Function):
 
 
 def entries_product(
-    x: Tensor, weight: Tensor | None, scale: float, values: Tensor, positions: Tensor, shape: Shape
+    x: Tensor, weight: Tensor | None, scale: float, values: Tensor, positions: Tensor, shape: Sides
 ) -> Tensor:
     """(…, n) → (…, m), with gradients for x and the values."""
     product: Tensor = _Product.apply(x, weight, scale, values, positions, shape)  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.lowrank.adapted import Adapted, Read
+from trainer.lowrank.adapted import Adapted, Read, whole_in_this_process
 from trainer.lowrank.entries import entries_product, new_positions, random_entries, with_entries
 from trainer.lowrank.linalg import wide
 from trainer.methodconfig import entry_count
@@ -56,11 +56,11 @@ class MagnitudeLinear(FactoredLinear):
     def product(self, x: Tensor) -> Tensor:
         assert self.weight is not None
         with torch.no_grad():
-            direction = torch.addmm(self.weight, self.B, self.A, alpha=self.factor_scale)
-            norms = row_norms(direction).to(direction)
+            norms = row_norms(super().effective(whole_in_this_process))
         y = functional.linear(x, self.weight)
-        y = (y + functional.linear(functional.linear(x, self.A), self.B) * self.factor_scale) * (self.magnitude / norms)
-        return self.with_bias(y)
+        y = y + functional.linear(functional.linear(x, self.A), self.B) * self.factor_scale
+        # Divided wide and rounded once.
+        return self.with_bias(y * (self.magnitude / norms).to(y))
 
     def trained(self) -> list[nn.Parameter]:
         return [self.B, self.A, self.magnitude]
@@ -103,9 +103,9 @@ class SparseFactoredLinear(FactoredLinear):
 
 
 def row_norms(matrix: Tensor) -> Tensor:
-    """(m, n) → (m,), in float32 or wider."""
+    """(m, n) → (m,), in float32 or wider, and above 0."""
     norms: Tensor = torch.linalg.vector_norm(wide(matrix), dim=1)
-    return norms
+    return norms.clamp(min=torch.finfo(norms.dtype).tiny)
 
 
 def xavier(rows: int, columns: int, generator: torch.Generator) -> Tensor:

@@ -1,8 +1,8 @@
 """Random numbers that are a function of their place: the same on every rank, device and day, and never stored.
 
 Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in integer arithmetic, and Gaussians
-from it by table and sum, in operations that IEEE 754 fixes to the last bit: no logarithm, whose last bit is a matter
-of the device.
+from it by table and sum, in operations that IEEE 754 fixes to the last bit: a logarithm's is a matter of the device.
+(The table has logarithms behind it; it is made on the CPU, in float64, and rounded.)
 """
 
 from functools import cache
@@ -30,7 +30,8 @@ def philox(counter: tuple[Tensor | int, Tensor | int, Tensor | int, Tensor | int
 def _words(counter: tuple[Tensor | int, ...]) -> list[Tensor]:
     """The counters' words, of one shape, on one device."""
     device = next((word.device for word in counter if isinstance(word, Tensor)), torch.device("cpu"))
-    words = [torch.as_tensor(word, dtype=torch.int64, device=device) for word in counter]
+    # Filled on the device: a copy from the host would wait for it.
+    words = [w if isinstance(w, Tensor) else torch.full((), w, dtype=torch.int64, device=device) for w in counter]
     longest = max(words, key=Tensor.numel)
     return [word.expand(longest.shape) for word in words]
 

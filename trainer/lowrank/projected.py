@@ -57,7 +57,7 @@ class ProjectedLinear(FrozenLinear):
         return like.new_empty(self.rows if self.side == "left" else self.columns, self.rank)
 
     def fallback(self, generator: torch.Generator) -> Tensor:
-        """A basis for a layer that has none, when none can be had from the gradient."""
+        """A random basis, where none can be had from the gradient, or none is to be."""
         return random_basis(self.rows if self.side == "left" else self.columns, self.rank, generator)
 
     def energy(self, gradient: Tensor, choice: Tensor) -> float:

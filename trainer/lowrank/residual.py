@@ -42,10 +42,12 @@ class _Product(torch.autograd.Function):
         x, weight, basis = ctx.saved_tensors
         layer: ResidualLinear = ctx.layer
         to_x = g @ with_entries(weight, ctx.scale, layer.residual, layer.positions, layer.shape)
-        gradient = g.flatten(0, -2).T @ x.flatten(0, -2)
+        # Wide, because ΔG is a small difference of large numbers.
+        gradient, q = wide(g.flatten(0, -2)).T @ wide(x.flatten(0, -2)), wide(basis)
         places = layer.positions.long()
-        seen = ((gradient @ basis.T) @ basis).flatten()[places]
-        return to_x, None, torch.stack([gradient.flatten()[places] - seen, QUIET * seen]), None, None
+        seen = ((gradient @ q.T) @ q).flatten()[places]
+        collected = torch.stack([gradient.flatten()[places] - seen, QUIET * seen])
+        return to_x, None, collected.to(layer.collector.dtype), None, None
 
 
 class ResidualLinear(ProjectedLinear):
@@ -77,9 +79,10 @@ class ResidualLinear(ProjectedLinear):
 
     def change(self, read: Read) -> Tensor:
         change = super().change(read)
-        if self.active:
-            change.view(-1).index_add_(0, self.positions.long(), self.residual.to(change.dtype))
-        return change
+        return with_entries(change, 1.0, self.residual, self.positions, self.shape) if self.active else change
+
+    def trained(self) -> list[nn.Parameter]:
+        return [self.core, self.collector]
 
     def merge(self, shards: Shards) -> None:
         super().merge(shards)

@@ -33,17 +33,17 @@ class Seeded:
     epoch: int
 
     def down(self, like: Tensor) -> Tensor:
-        """P (rows, rank): drawn in float32, then cast, so that every type has the same numbers."""
+        """P (rows, rank): drawn in float32, then cast to the type of `like`."""
         return (gaussian(self.rows, self.rank, self.seed, self.stream, self.epoch, like.device) * self.deviation).to(
             like
         )
 
     def up(self, down: Tensor) -> Tensor:
-        """U, from P: the same, or P(PᵀP)⁻¹ by Cholesky in float32 or wider."""
+        """U, from P: the same, or P(PᵀP)⁻¹ by Cholesky in float32 or wider, unchecked: a check waits for the device."""
         if not self.pinv:
             return down
         p = wide(down)
-        return torch.cholesky_solve(p.T, torch.linalg.cholesky(p.T @ p)).T.to(down)
+        return torch.cholesky_solve(p.T, torch.linalg.cholesky_ex(p.T @ p).L).T.to(down)
 
 
 class _Product(torch.autograd.Function):

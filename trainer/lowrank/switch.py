@@ -1,6 +1,6 @@
 """The change of subspace: choose, merge, install.
 
-    W ← W_eff,   s ← 1,   core ← 0,   subspace ← the new one
+    W ← W + Δ/s,   core ← 0,   subspace ← the new one
 
 W_eff, and so the loss, is the same before and after, to rounding. It happens before the step's forward pass, so that
 the step's own gradient is the first one to be seen through the new subspace.
@@ -23,8 +23,7 @@ class Switching(Protocol):
 
     name: str
     ready: bool
-    rows: int
-    columns: int
+    shape: tuple[int, int]
 
     def merge(self, shards: Shards) -> None: ...
     def empty_choice(self, like: Tensor) -> Tensor: ...
@@ -75,7 +74,7 @@ def switch(
     """
     began = time.perf_counter()
     rank, world = dist.get_rank(), dist.get_world_size()
-    mine = _share_out(layers, gradients, rank, world) if gradients is not None else {}
+    mine = _share_out(layers, gradients, shards) if gradients is not None else {}
 
     chosen: dict[int, Tensor | None] = {}
     energy, failed = 0.0, torch.zeros(len(layers))
@@ -93,6 +92,7 @@ def switch(
     device = shards.device
     counted = torch.cat([failed, torch.tensor([energy])]).double().to(device)
     dist.all_reduce(counted)
+    counted = counted.cpu()
     for index, layer in enumerate(layers):
         layer.merge(shards)
         if bool(counted[index]) and layer.ready:
@@ -110,11 +110,13 @@ def switch(
     return SwitchReport(time.perf_counter() - began, kept, fallbacks)
 
 
-def _share_out(layers: Sequence[Switching], gradients: dict[str, Tensor], rank: int, world: int) -> dict[str, Tensor]:
+def _share_out(layers: Sequence[Switching], gradients: dict[str, Tensor], shards: Shards) -> dict[str, Tensor]:
     """The mean over ranks of each layer's gradient, on the rank that is to use it."""
+    rank, world = dist.get_rank(), dist.get_world_size()
     mine: dict[str, Tensor] = {}
     for index, layer in enumerate(layers):
-        gradient = gradients.pop(layer.name)
+        # An expert that none of this rank's tokens reached has left no gradient.
+        gradient = gradients.pop(layer.name) if layer.name in gradients else shards.example.new_zeros(layer.shape)
         dist.reduce(gradient, dst=index % world)
         if index % world == rank:
             mine[layer.name] = gradient.div_(world)

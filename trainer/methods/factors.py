@@ -42,13 +42,13 @@ class LowRank(Method):
         common = {"rule": "adamw", "rate": 1.0}
         return [
             {"name": "factors", "params": [p for p in trained if p.ndim == 2], "weight_decay": self.decay} | common,
-            {"name": "entries", "params": [p for p in trained if p.ndim == 1], "weight_decay": self.entry_decay}
+            {"name": "extras", "params": [p for p in trained if p.ndim == 1], "weight_decay": self.extra_decay}
             | common,
             *self.plain_groups(model, besides=trained),
         ]
 
     @property
-    def entry_decay(self) -> float:
+    def extra_decay(self) -> float:
         """Decay of what a layer trains beside its factors."""
         return self.decay
 
@@ -78,7 +78,7 @@ class Dora(Lora):
         return MagnitudeLinear(linear, name, b, a, self.factor_scale)
 
     @property
-    def entry_decay(self) -> float:
+    def extra_decay(self) -> float:
         return 0.0
 
 

@@ -70,16 +70,8 @@ class GaLorePlus(GaLore):
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, object]]:
         collectors = [layer.collector for layer in self._residuals()]
-        # Out of the way of the groups that train.
-        for collector in collectors:
-            collector.requires_grad_(False)
-        groups = super().parameter_groups(model)
-        for collector in collectors:
-            collector.requires_grad_(True)
-        return [
-            *groups,
-            {"name": "collectors", "params": collectors, "rule": "gradient", "rate": 0.0, "weight_decay": 0.0},
-        ]
+        group = {"name": "collectors", "params": collectors, "rule": "gradient", "rate": 0.0, "weight_decay": 0.0}
+        return [*super().parameter_groups(model), group]
 
     def choose(self, layer: ProjectedLinear, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
         assert gradient is not None

@@ -14,10 +14,12 @@ from typing import Any
 
 from torch import nn
 
+from trainer.errors import SpecError
 from trainer.lowrank.adapted import replace_targets
 from trainer.lowrank.projected import side_of
 from trainer.lowrank.seeded import SeededLinear
 from trainer.lowrank.switch import SwitchReport, renew_seeded
+from trainer.methodcheck import pinv_problem
 from trainer.methods.base import StepContext
 from trainer.methods.subspace import Subspace
 
@@ -30,12 +32,15 @@ class GaRare(Subspace):
 
     def make(self, linear: nn.Linear, name: str, index: int) -> SeededLinear:
         config, seed = self.config, self.spec.optimisation.seed
-        deviation = linear.weight.shape[0] ** -0.5
+        rows = linear.weight.shape[0]
+        deviation = rows**-0.5
         pinv = config.back_projection == "pinv"
+        if pinv and config.rank > rows // 2:
+            raise SpecError(f"method.rank: {pinv_problem(config.rank, name, rows)}")
         return SeededLinear(linear, name, "left", config.rank, deviation, pinv, seed, index)
 
     def switch(self, context: StepContext) -> SwitchReport:
-        return renew_seeded(self.layers, context.shards, self.carries)
+        return renew_seeded(self.layers, context.shards, carry=self.moments == "carried")
 
 
 class Flora(GaRare):

@@ -10,7 +10,6 @@ Momentum projection (`carried`) is the paper's M ← P_newᵀ(P_old M); V stays.
 import torch
 from torch import Tensor
 
-from trainer.lowrank.linalg import random_basis
 from trainer.lowrank.projected import ProjectedLinear
 from trainer.lowrank.switch import SwitchReport
 from trainer.methods.base import StepContext
@@ -26,4 +25,4 @@ class GoLore(GaLore):
     def choose(self, layer: ProjectedLinear, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
         if gradient is not None:
             return super().choose(layer, gradient, generator)
-        return random_basis(layer.rows if layer.side == "left" else layer.columns, layer.rank, generator)
+        return layer.fallback(generator)

@@ -9,7 +9,8 @@ initial λ·B A taken out of W, so that the function starts as it was.
 
 dB and dA are Adam's directions M̂/(√V̂ + ε) in both. Decay, where there is any, acts on both factors before the step, as
 AdamW has it. Ablations of the paper: `between` unscaled or preconditioned, `exact_step` svd or none, `refresh` off.
-A factor that is nearly singular is solved with damping, and counted in the switched event.
+A factor that is nearly singular is solved with damping, and counted in the switched event; so is one that is left as it
+was, because its direction is no number.
 
 The optimizer hands out the direction instead of making the step (rule `direction`) wherever the step is not Adam's own.
 """
@@ -20,9 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.config import starts_from_weights
+from trainer.config import TrainingSpec, starts_from_weights
 from trainer.errors import SpecError
-from trainer.lowrank.adapted import replace_targets
 from trainer.lowrank.factored import FactoredLinear, xavier
 from trainer.lowrank.linalg import wide
 from trainer.lowrank.riemannian import balanced, preconditioned, retracted
@@ -30,11 +30,15 @@ from trainer.lowrank.switch import SwitchReport, initial_generator
 from trainer.methodconfig import LoroConfig
 from trainer.methods.base import StepContext
 from trainer.methods.factors import LowRank
+from trainer.zero import shape_of
 
 
 class Loro(LowRank):
-    hidden: int
-    _before: list[tuple[Tensor, Tensor]]
+    def __init__(self, spec: TrainingSpec) -> None:
+        super().__init__(spec)
+        self.hidden = 0
+        # The factors before a step whose direction the optimizer hands out.
+        self._before: list[tuple[Tensor, Tensor]] = []
 
     @property
     def config(self) -> LoroConfig:
@@ -50,19 +54,20 @@ class Loro(LowRank):
         hidden = getattr(getattr(model, "config", None), "hidden_size", None)
         if hidden is None:
             raise SpecError("method: loro scales its steps by r / hidden_size, and this model's configuration has none")
-        self.hidden, self._before = hidden, []
-        self.layers = replace_targets(model, self.config.targets, self.make, self.config.rank)
+        self.hidden = hidden
+        super().attach(model)
 
     def make(self, linear: nn.Linear, name: str, index: int) -> FactoredLinear:
         rows, columns = linear.weight.shape
         generator = initial_generator(self.spec.optimisation.seed, index)
         b, a = xavier(rows, self.rank, generator), xavier(self.rank, columns, generator)
-        b, a = b.to(wide(linear.weight)), a.to(wide(linear.weight))
+        # What is taken out of W is the product of the factors as they are stored, in W's own type.
+        b, a = b.to(linear.weight), a.to(linear.weight)
         scale = self.config.scale
         keep = starts_from_weights(self.spec.model)
         if keep:
             with torch.no_grad():
-                linear.weight.sub_((scale * (b @ a)).to(linear.weight))
+                linear.weight.copy_(wide(linear.weight) - scale * (wide(b) @ wide(a)))
         return FactoredLinear(linear, name, b, a, scale, keep_weight=keep)
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, object]]:
@@ -128,19 +133,29 @@ class Loro(LowRank):
     def _new_factors(
         self, context: StepContext, b: Tensor, a: Tensor, old: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, bool]:
-        """`b` and `a` are what the optimizer left: the factors, or the directions of a step from `old`."""
+        """`b` and `a` are what the optimizer left: the factors, or the directions of a step from `old`.
+
+        Where they are no numbers, or a decomposition fails, the old ones stay: what the loss says decides what follows.
+        """
+        unchanged = old or (b, a)
+        if not all(bool(torch.isfinite(factor).all()) for factor in (b, a)):
+            return *unchanged, True
         damped = False
-        if old is not None:
-            keep, rate = 1.0 - context.learning_rate * self.decay, context.learning_rate
-            step = retracted if self._is_exact(context.step) else preconditioned
-            b, a, damped = step(keep * old[0], keep * old[1], b, a, rate)
-        if self._is_last_of_period(context.step) and self.config.exact_step == "svd":
-            b, a = balanced(b, a)
+        try:
+            if old is not None:
+                keep, rate = 1.0 - context.learning_rate * self.decay, context.learning_rate
+                step = retracted if self._is_exact(context.step) else preconditioned
+                b, a, damped = step(keep * old[0], keep * old[1], b, a, rate)
+            if self._is_last_of_period(context.step) and self.config.exact_step == "svd":
+                b, a = balanced(b, a)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # documented, not declared
+            return *unchanged, True
         return b, a, damped
 
     def _refresh(self, context: StepContext) -> None:
         for layer in self.layers:
             for parameter in layer.trained():
                 for key in context.shards.moments_of(parameter):
-                    context.shards.write_moment(parameter, key, torch.zeros_like(context.shards.read(parameter)))
+                    zeros = torch.zeros(shape_of(parameter), device=context.shards.device)
+                    context.shards.write_moment(parameter, key, zeros)
         context.shards.set_count("factors", 0)

@@ -12,12 +12,11 @@ import time
 import torch
 
 from trainer.lowrank.factored import FactoredLinear, kaiming
-from trainer.lowrank.linalg import wide
 from trainer.lowrank.switch import SwitchReport, generator_for
 from trainer.methodconfig import ReloraConfig
 from trainer.methods.base import StepContext
 from trainer.methods.factors import Lora
-from trainer.zero import Shards
+from trainer.zero import Shards, shape_of
 
 
 class Relora(Lora):
@@ -42,11 +41,10 @@ class Relora(Lora):
     def _restart(self, layer: FactoredLinear, shards: Shards, generator: torch.Generator) -> None:
         """Collective; every rank draws the same numbers."""
         shards.write(layer.weight, layer.effective(shards.read))
-        a = wide(shards.read(layer.A))
-        shards.write(layer.B, torch.zeros_like(shards.read(layer.B)))
-        shards.write(layer.A, kaiming(a.shape[0], a.shape[1], generator).to(a))
+        shards.write(layer.B, torch.zeros(shape_of(layer.B), device=shards.device))
+        shards.write(layer.A, kaiming(self.rank, layer.columns, generator).to(shards.device))
         for parameter in (layer.B, layer.A):
-            survives = torch.rand(shards.read(parameter).shape, generator=generator) >= self.config.prune
+            survives = torch.rand(shape_of(parameter), generator=generator) >= self.config.prune
             for key in shards.moments_of(parameter):
                 moment = shards.read_moment(parameter, key)
                 shards.write_moment(parameter, key, moment * survives.to(moment))

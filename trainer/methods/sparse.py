@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.lowrank.adapted import replace_targets
-from trainer.lowrank.entries import EntriesLinear, largest_entries, random_entries
+from trainer.lowrank.entries import EntriesLinear, largest_entries
 from trainer.lowrank.switch import SwitchReport
 from trainer.methods.base import StepContext
 from trainer.methods.subspace import Subspace
@@ -32,7 +32,7 @@ class GoSare(Subspace):
         return self.chosen_switch(context, from_gradient=False)
 
     def choose(self, layer: EntriesLinear, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
-        return random_entries(layer.rows * layer.columns, layer.count, generator)
+        return layer.fallback(generator)
 
 
 class GaSare(GoSare):

@@ -20,6 +20,7 @@ from trainer.lowrank.probe import full_gradients
 from trainer.lowrank.switch import SwitchReport, switch
 from trainer.methodconfig import SubspaceSettings
 from trainer.methods.base import Method, StepContext
+from trainer.zero import shape_of
 
 
 class Subspace(Method):
@@ -38,16 +39,17 @@ class Subspace(Method):
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         cores = [layer.core for layer in self.layers]
+        trained = [parameter for layer in self.layers for parameter in layer.trained()]
         alpha = self.config.alpha
         # The group's rate is η·α, and decay is rate × weight_decay: dividing by α leaves η·λ.
         group = {"name": "cores", "params": cores, "rule": self.config.optimizer, "rate": alpha}
-        return [group | {"weight_decay": self.decay / alpha}, *self.plain_groups(model, besides=cores)]
+        return [group | {"weight_decay": self.decay / alpha}, *self.plain_groups(model, besides=trained)]
 
     def before_step(self, context: StepContext) -> SwitchReport | None:
         if context.step % self.config.period:
             return None
         report = self.switch(context)
-        if getattr(self.config, "moments", "kept") == "reset":
+        if self.moments == "reset":
             self._reset(context)
         return report
 
@@ -57,14 +59,17 @@ class Subspace(Method):
         return None
 
     @property
-    def carries(self) -> bool:
-        return getattr(self.config, "moments", "kept") == "carried"
+    def moments(self) -> str:
+        """What happens to them at a switch. Methods without the setting keep what they can."""
+        return getattr(self.config, "moments", "kept")
 
     def chosen_switch(self, context: StepContext, from_gradient: bool) -> SwitchReport:
         """A switch whose subspaces `choose` chooses, from the step's own gradient if it needs one."""
         gradients = full_gradients(context.model, self.layers, context.micro_batches) if from_gradient else None
         seed = self.spec.optimisation.seed
-        return switch(self.layers, gradients, self.choose, context.shards, seed, context.step, self.carries)
+        return switch(
+            self.layers, gradients, self.choose, context.shards, seed, context.step, carry=self.moments == "carried"
+        )
 
     def choose(self, layer: Any, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
         """The layer's new subspace, from its gradient (m, n) where one was asked for. May raise LinAlgError."""
@@ -73,5 +78,6 @@ class Subspace(Method):
     def _reset(self, context: StepContext) -> None:
         for layer in self.layers:
             for key in context.shards.moments_of(layer.core):
-                context.shards.write_moment(layer.core, key, torch.zeros_like(context.shards.read(layer.core)))
+                zeros = torch.zeros(shape_of(layer.core), device=context.shards.device)
+                context.shards.write_moment(layer.core, key, zeros)
         context.shards.set_count("cores", 0)
