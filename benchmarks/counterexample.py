@@ -12,11 +12,9 @@ and optimizer, in float64, without DeepSpeed.
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,12 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.alone import alone
 from trainer.config import TrainingSpec
 from trainer.engine import PlainEngine
 from trainer.methods import make_method
-from trainer.process import free_port
 from trainer.schedule import learning_rate
-from trainer.train import distributed
 from trainer.update import update
 from trainer.zero import Shards
 
@@ -152,17 +149,8 @@ def main() -> None:
     else:
         _print(found)
     if arguments.out:
-        for path in _draw(found, arguments.out):
+        for path in draw(found, arguments.out):
             print(f"wrote {path}", file=sys.stderr)
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """A process group of this one process, which the methods' collectives ask for."""
-    own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update(own | {"MASTER_PORT": str(free_port())})
-    with distributed():
-        yield
 
 
 def _print(found: dict[str, dict[str, list[tuple[int, float]]]]) -> None:
@@ -176,19 +164,20 @@ def _print(found: dict[str, dict[str, list[tuple[int, float]]]]) -> None:
         print(f"| {head} | " + " | ".join(cells) + " |")
 
 
-def _draw(found: dict[str, dict[str, list[tuple[int, float]]]], stem: Path) -> list[Path]:
+def draw(found: dict[str, dict[str, list[tuple[int, float]]]], stem: Path) -> list[Path]:
+    """A panel for each setting, as stem.png and stem.svg."""
     from matplotlib import pyplot
 
     pyplot.rcParams["svg.hashsalt"] = "stiefel"  # the same file for the same curves
-    figure, axes = pyplot.subplots(1, len(found), figsize=(5.2 * len(found), 4.2), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(1, len(found), figsize=(5.2 * len(found), 4.6), squeeze=False, layout="constrained")
     for axis, (key, curves) in zip(axes[0], found.items(), strict=True):
         for variant, points in curves.items():
             steps, gaps = zip(*points, strict=True)
-            # The logarithm of a gap that float64 rounds to nothing would leave the axis.
-            axis.semilogy(steps, [max(gap, 1e-16) for gap in gaps], label=variant, linewidth=1.5)
-        axis.set(title=SETTINGS[key].title, xlabel="steps", ylabel="f − f*")
+            axis.semilogy(steps, gaps, label=variant, linewidth=1.5)
+        # What full training reaches is float64's 0, and off the axis.
+        axis.set(title=SETTINGS[key].title, xlabel="steps", ylabel="f − f*", ylim=(1e-9, None))
         axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=8, loc="lower left")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     pyplot.savefig(paths[0], dpi=150)

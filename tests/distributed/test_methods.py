@@ -45,6 +45,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "relora": {"name": "relora", "prune": 0.5, "restart_warmup": 2} | PERIODIC,
     "sltrain": {"name": "sltrain"} | RANKED,
 }
+# Momentum SGD moves by the gradient's size; inverses multiply float32's rounding.
+RATES = {"full-msgd": 0.1, "loro-preconditioned": 0.003}
 STAGES = ["zero0", "zero2", "zero3", "zero3-offload"]
 # Nothing to be equal to in bf16: close to the reference's losses, and the resume bit-equal.
 BF16, STRAIGHT = "zero2-bf16", "-straight"
@@ -62,8 +64,7 @@ def make(directory: Path, method: str, engine: str) -> TrainingSpec:
             "steps": STEPS,
             "micro_batch": 2,
             "weight_decay": 0.1,
-            # Momentum SGD moves by the gradient's size and Adam by the learning rate's.
-            "learning_rate": 0.1 if method == "full-msgd" else 0.01,
+            "learning_rate": RATES.get(method, 0.01),
         },
     )
 

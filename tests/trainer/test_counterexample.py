@@ -1,5 +1,6 @@
 """GoLore's counterexample and theorem 5's instance, through the product's methods, layers and optimizer."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.counterexample import LARGE_BATCH, SETTINGS, Setting, curve, descend, spec_of
+from benchmarks.counterexample import LARGE_BATCH, SETTINGS, Setting, curve, descend, draw, spec_of
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -32,6 +33,16 @@ def test_galore_stalls_where_the_others_converge(key: str) -> None:
     assert max(half) - min(half) < 1e-9, "constant over the last half"
     for variant in (LARGE, "GoLore@50%"):
         assert curve(setting, variant, SEED, every)[-1][1] < half[-1] / LOWER[key], variant
+
+
+def test_the_figure_is_a_png_and_an_svg_that_is_the_same_for_the_same_curves(tmp_path: Path) -> None:
+    found = {
+        "no-b": {variant: curve(SETTINGS["no-b"], variant, SEED, 100) for variant in ("full parameters", "GaLore")}
+    }
+    png, svg = draw(found, tmp_path / "one")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in svg.read_text()
+    assert draw(found, tmp_path / "two")[1].read_text() == svg.read_text()
 
 
 class Theorem5(nn.Module):
