@@ -21,7 +21,7 @@ from trainer.lowrank.projected import ProjectedLinear
 from trainer.lowrank.riemannian import balanced, preconditioned, retracted
 from trainer.lowrank.seeded import SeededLinear
 from trainer.methods import make_method
-from trainer.methods.base import StepContext
+from trainer.methods.base import Method, StepContext
 from trainer.update import update
 from trainer.zero import Shards
 
@@ -212,22 +212,30 @@ def test_a_nearly_singular_factor_is_damped_and_said_so(step: Any, dtype: torch.
 SWITCHING = ["galore", "golore", "gasare", "gosare", "flora", "garare", "garare-pinv", "galore_plus", "relora"]
 
 
-@pytest.mark.usefixtures("process_group")
-@pytest.mark.parametrize("case", SWITCHING)
-def test_a_switch_leaves_the_loss_as_it_was(tmp_path: Path, case: str) -> None:
-    spec, model = spec_for(tmp_path, case), decoder()
+TOKENS = torch.randint(VOCABULARY, (4, 12), generator=torch.Generator().manual_seed(3))
+
+
+def trained(directory: Path, case: str, steps: int) -> tuple[nn.Module, Method, Shards]:
+    """The small decoder after some steps of a method."""
+    spec, model = spec_for(directory, case), decoder()
     method = make_method(spec)
     method.attach(model)
     engine = PlainEngine(spec, model, method)
     shards = Shards(engine)
-    tokens = torch.randint(VOCABULARY, (4, 12), generator=torch.Generator().manual_seed(3))
-    for step in range(6):
-        update(engine, method, shards, step, 0.01, [tokens])
-    before = model(tokens, tokens).loss.item()
+    for step in range(steps):
+        update(engine, method, shards, step, 0.01, [TOKENS])
+    return model, method, shards
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("case", SWITCHING)
+def test_a_switch_leaves_the_loss_as_it_was(tmp_path: Path, case: str) -> None:
+    model, method, shards = trained(tmp_path, case, 6)
+    before = model(TOKENS, TOKENS).loss.item()
     old = copy.deepcopy(model.state_dict())
-    report = method.before_step(StepContext(6, 0.01, model, shards, [tokens]))
+    report = method.before_step(StepContext(6, 0.01, model, shards, [TOKENS]))
     assert report is not None and report.fallbacks == 0
-    assert model(tokens, tokens).loss.item() == pytest.approx(before, abs=1e-12)
+    assert model(TOKENS, TOKENS).loss.item() == pytest.approx(before, abs=1e-12)
     frozen = [f"{layer.name}.weight" for layer in method.layers]
     assert all(not torch.equal(model.state_dict()[name], old[name]) for name in frozen)
 
@@ -235,20 +243,25 @@ def test_a_switch_leaves_the_loss_as_it_was(tmp_path: Path, case: str) -> None:
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("case", CASES)
 def test_the_plain_modules_of_an_export_are_the_same_function(tmp_path: Path, case: str) -> None:
-    spec, model = spec_for(tmp_path, case), decoder()
-    method = make_method(spec)
-    method.attach(model)
-    engine = PlainEngine(spec, model, method)
-    shards = Shards(engine)
-    tokens = torch.randint(VOCABULARY, (4, 12), generator=torch.Generator().manual_seed(3))
-    for step in range(5):
-        update(engine, method, shards, step, 0.01, [tokens])
-    before = model(tokens, tokens).loss.item()
+    model, method, _ = trained(tmp_path, case, 5)
+    before = model(TOKENS, TOKENS).loss.item()
     for name, plain in method.plain_modules().items():
         assert type(plain) is nn.Linear
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, plain)
-    assert model(tokens, tokens).loss.item() == pytest.approx(before, abs=1e-12)
+    assert model(TOKENS, TOKENS).loss.item() == pytest.approx(before, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["loro", "lowrank", "sltrain"])
+def test_where_factors_replace_a_weight_nothing_of_its_size_is_left(tmp_path: Path, name: str) -> None:
+    spec, model = spec_for(tmp_path, name), decoder()
+    method = make_method(spec)
+    method.attach(model)
+    for layer in method.layers:
+        whole = layer.rows * layer.columns
+        held = [*layer.parameters(), *layer.buffers()]
+        assert layer.weight is None
+        assert max(tensor.numel() for tensor in held) < whole / 2
 
 
 class OneMatrix(nn.Module):
