@@ -100,7 +100,23 @@ _SWITCH_BATCHES = (
 )
 
 
-class _SvdSettings(SubspaceSettings, RankedSettings):
+class _GradientSettings(SubspaceSettings):
+    """A subspace that is chosen from the gradient."""
+
+    switch_batches: int = Field(default=1, ge=1, le=4096, description=_SWITCH_BATCHES)
+
+    def large_switches(self, steps: int) -> tuple[int, range]:
+        return self.switch_batches, range(0, steps, self.period)
+
+
+class _SparseSettings(SubspaceSettings):
+    """A subspace of single entries."""
+
+    density: float = Field(default=0.25, gt=0, le=1, description="k / (m·n), share of the entries that are trained")
+    alpha: float = Field(default=1.0, gt=0, description="α, scale of the update")
+
+
+class _SvdSettings(_GradientSettings, RankedSettings):
     """A basis of singular vectors of the gradient."""
 
     svd: Literal["exact", "randomized"] = Field(
@@ -109,10 +125,6 @@ class _SvdSettings(SubspaceSettings, RankedSettings):
     )
     oversampling: int = Field(default=8, ge=0, description="extra columns of the randomized sketch")
     power_iterations: int = Field(default=2, ge=0, description="power iterations of the randomized sketch")
-    switch_batches: int = Field(default=1, ge=1, le=4096, description=_SWITCH_BATCHES)
-
-    def large_switches(self, steps: int) -> tuple[int, range]:
-        return self.switch_batches, range(0, steps, self.period)
 
 
 # ------------------------------------------------------------------------------------- subspaces from the gradient
@@ -174,7 +186,7 @@ arXiv:2412.19820"
     )
 
 
-class GaSareConfig(SubspaceSettings):
+class GaSareConfig(_SparseSettings, _GradientSettings):
     """Training only the k entries of a matrix that have the largest gradients, renewed every `period` steps."""
 
     summary = "AdamW on the k entries with the largest gradients of each matrix, renewed every period steps."
@@ -182,18 +194,12 @@ class GaSareConfig(SubspaceSettings):
     default_learning_rate = 1e-3
 
     name: Literal["gasare"] = "gasare"
-    density: float = Field(default=0.25, gt=0, le=1, description="k / (m·n), share of the entries that are trained")
-    alpha: float = Field(default=1.0, gt=0, description="α, scale of the update")
-    switch_batches: int = Field(default=1, ge=1, le=4096, description=_SWITCH_BATCHES)
-
-    def large_switches(self, steps: int) -> tuple[int, range]:
-        return self.switch_batches, range(0, steps, self.period)
 
 
 # ------------------------------------------------------------------------------------------------- random subspaces
 
 
-class GoSareConfig(SubspaceSettings):
+class GoSareConfig(_SparseSettings):
     """Training k uniformly random entries of a matrix, renewed every `period` steps."""
 
     summary = "AdamW on k uniformly random entries of each matrix, renewed every period steps."
@@ -201,8 +207,6 @@ class GoSareConfig(SubspaceSettings):
     default_learning_rate = 1e-3
 
     name: Literal["gosare"] = "gosare"
-    density: float = Field(default=0.25, gt=0, le=1, description="k / (m·n), share of the entries that are trained")
-    alpha: float = Field(default=1.0, gt=0, description="α, scale of the update")
 
 
 class FloraConfig(SubspaceSettings, RankedSettings):
@@ -278,10 +282,13 @@ class LowRankConfig(RankedSettings):
     name: Literal["lowrank"] = "lowrank"
 
 
-_LORA_ALPHA = "α: the factors enter as (α/r)·BA"
+class ScaledFactorsSettings(RankedSettings):
+    """Factors that enter as (α/r)·BA."""
+
+    alpha: float = Field(default=32.0, gt=0, description="α: the factors enter as (α/r)·BA")
 
 
-class LoraConfig(RankedSettings):
+class LoraConfig(ScaledFactorsSettings):
     """W frozen, W + (α/r)BA, both factors trained by AdamW."""
 
     summary = "Frozen weights plus trained factors, (α/r)·BA."
@@ -289,10 +296,9 @@ class LoraConfig(RankedSettings):
     default_learning_rate = 1e-3
 
     name: Literal["lora"] = "lora"
-    alpha: float = Field(default=32.0, gt=0, description=_LORA_ALPHA)
 
 
-class DoraConfig(RankedSettings):
+class DoraConfig(ScaledFactorsSettings):
     """LoRA on the direction of each row, with its magnitude trained apart."""
 
     summary = "LoRA on the rows' directions, their magnitudes trained apart."
@@ -300,10 +306,9 @@ class DoraConfig(RankedSettings):
     default_learning_rate = 1e-3
 
     name: Literal["dora"] = "dora"
-    alpha: float = Field(default=32.0, gt=0, description=_LORA_ALPHA)
 
 
-class ReloraConfig(RankedSettings):
+class ReloraConfig(ScaledFactorsSettings):
     """LoRA that merges its factors and restarts them every `period` steps."""
 
     summary = "LoRA merged into the weights and restarted every period steps, with pruned moments and a new warm-up."
@@ -311,13 +316,12 @@ class ReloraConfig(RankedSettings):
     default_learning_rate = 1e-3
 
     name: Literal["relora"] = "relora"
-    alpha: float = Field(default=32.0, gt=0, description=_LORA_ALPHA)
     period: int = Field(default=1000, ge=1, description="τ, steps between two restarts")
     prune: float = Field(default=0.999, ge=0, le=1, description="share of the factors' moments set to 0 at a restart")
     restart_warmup: int = Field(default=50, ge=0, description="steps of linear warm-up of η after a restart")
 
 
-class SLTrainConfig(RankedSettings):
+class SLTrainConfig(ScaledFactorsSettings):
     """(α/r)BA plus a sparse matrix on a fixed random support, all trained, no full-size weight stored."""
 
     summary = "Sparse plus low-rank weights, (α/r)·BA + S, S on a fixed random support."
@@ -325,7 +329,6 @@ class SLTrainConfig(RankedSettings):
     default_learning_rate = 3e-3
 
     name: Literal["sltrain"] = "sltrain"
-    alpha: float = Field(default=32.0, gt=0, description=_LORA_ALPHA)
     density: float = Field(default=0.03, gt=0, le=1, description="δ, share of the entries in the sparse part")
 
 

@@ -14,7 +14,7 @@ The traps that live here, so that nobody else meets them (DeepSpeed 0.19):
 - At stage 3 a small parameter is *persisted*: a full copy stays beside the shard and must be written too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -134,6 +134,13 @@ class Shards:
         for group, state in self._states():
             if group["name"] == name:
                 state["step"].fill_(count)
+
+    def forget(self, name: str, parameters: Iterable[Any]) -> None:
+        """All moments of `parameters`, which are the whole of the group, and its count become 0."""
+        for parameter in parameters:
+            for key in self.moments_of(parameter):
+                self.write_moment(parameter, key, torch.zeros(shape_of(parameter), device=self.device))
+        self.set_count(name, 0)
 
     def counts(self) -> dict[str, int]:
         return {group["name"]: self.count(group["name"]) for group in self.parameter_groups}

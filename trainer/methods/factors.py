@@ -18,13 +18,13 @@ from torch import nn
 from trainer.lowrank.adapted import Adapted, replace_targets
 from trainer.lowrank.factored import FactoredLinear, MagnitudeLinear, SparseFactoredLinear, kaiming, xavier
 from trainer.lowrank.switch import initial_generator
+from trainer.methodconfig import RankedSettings, ScaledFactorsSettings, SLTrainConfig
 from trainer.methods.base import Method
 
 
 class LowRank(Method):
     def attach(self, model: nn.Module) -> None:
-        config: Any = self.spec.method
-        self.layers = replace_targets(model, config.targets, self.make, config.rank)
+        self.layers = replace_targets(model, self.factor_settings.targets, self.make, self.rank)
 
     def make(self, linear: nn.Linear, name: str, index: int) -> Adapted:
         rows, columns = linear.weight.shape
@@ -33,9 +33,14 @@ class LowRank(Method):
         return FactoredLinear(linear, name, b, a, 1.0, keep_weight=False)
 
     @property
+    def factor_settings(self) -> RankedSettings:
+        assert isinstance(self.spec.method, RankedSettings)
+        return self.spec.method
+
+    @property
     def rank(self) -> int:
-        rank: int = self.spec.method.rank  # type: ignore[union-attr, assignment]  # resolved, and every one here has it
-        return rank
+        assert self.factor_settings.rank is not None
+        return self.factor_settings.rank
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         trained = [parameter for layer in self.layers for parameter in layer.trained()]
@@ -67,8 +72,8 @@ class Lora(LowRank):
 
     @property
     def factor_scale(self) -> float:
-        config: Any = self.spec.method
-        return float(config.alpha) / self.rank
+        assert isinstance(self.spec.method, ScaledFactorsSettings)
+        return self.spec.method.alpha / self.rank
 
 
 class Dora(Lora):
@@ -86,5 +91,6 @@ class SLTrain(Lora):
     def make_from(
         self, linear: nn.Linear, name: str, b: torch.Tensor, a: torch.Tensor, generator: torch.Generator
     ) -> Adapted:
-        config: Any = self.spec.method
-        return SparseFactoredLinear(linear, name, b, a, self.factor_scale, config.density, generator)
+        assert isinstance(self.spec.method, SLTrainConfig)
+        density = self.spec.method.density
+        return SparseFactoredLinear(linear, name, b, a, self.factor_scale, density, generator)

@@ -20,12 +20,10 @@ from torch import Tensor, nn
 from trainer.lowrank.adapted import replace_targets
 from trainer.lowrank.linalg import exact_basis, randomized_basis
 from trainer.lowrank.projected import ProjectedLinear, side_of
-from trainer.lowrank.switch import SwitchReport
-from trainer.methods.base import StepContext
-from trainer.methods.subspace import Subspace
+from trainer.methods.subspace import ChosenSubspace
 
 
-class GaLore(Subspace):
+class GaLore(ChosenSubspace):
     # Not typed as GaLoreConfig: its relatives have the same fields and more.
     config: Any
 
@@ -34,9 +32,6 @@ class GaLore(Subspace):
 
     def make(self, linear: nn.Linear, name: str, index: int) -> ProjectedLinear:
         return ProjectedLinear(linear, name, self.config.rank, side_of(*linear.weight.shape))
-
-    def switch(self, context: StepContext) -> SwitchReport:
-        return self.chosen_switch(context, from_gradient=True)
 
     def choose(self, layer: ProjectedLinear, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
         assert gradient is not None

@@ -26,10 +26,9 @@ from torch import Tensor, nn
 
 from trainer.config import TrainingSpec
 from trainer.errors import SpecError
-from trainer.lowrank.adapted import replace_targets
 from trainer.lowrank.entries import largest_entries
 from trainer.lowrank.linalg import wide
-from trainer.lowrank.projected import ProjectedLinear, side_of
+from trainer.lowrank.projected import ProjectedLinear
 from trainer.lowrank.residual import QUIET, ResidualLinear
 from trainer.lowrank.switch import SwitchReport
 from trainer.methods.base import StepContext
@@ -50,12 +49,12 @@ class GaLorePlus(GaLore):
                 "method.head_targets: this model's configuration states no num_attention_heads; choose galore"
             )
         self.head_size = size
-        self.layers = replace_targets(model, self.config.targets, self.make, self.config.rank)
+        super().attach(model)
 
     def make(self, linear: nn.Linear, name: str, index: int) -> ProjectedLinear:
         config = self.config
         if not self.has_heads(name):
-            return ProjectedLinear(linear, name, config.rank, side_of(*linear.weight.shape))
+            return super().make(linear, name, index)
         if linear.weight.shape[0] % self.head_size:
             raise SpecError(
                 f"method.head_targets: the {linear.weight.shape[0]} rows of {name} are no multiple of the model's "
@@ -76,7 +75,7 @@ class GaLorePlus(GaLore):
     def choose(self, layer: ProjectedLinear, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
         assert gradient is not None
         if not self.has_heads(layer.name):
-            return self.decompose(layer.toward(gradient), generator)
+            return super().choose(layer, gradient, generator)
         heads = layer.rows // self.head_size
         count = min(heads, math.ceil(layer.rank / self.head_size))
         some = torch.randperm(heads, generator=generator)[:count]

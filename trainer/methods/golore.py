@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from trainer.lowrank.projected import ProjectedLinear
-from trainer.lowrank.switch import SwitchReport
-from trainer.methods.base import StepContext
+from trainer.methodconfig import GoLoreConfig
 from trainer.methods.galore import GaLore
 
 
 class GoLore(GaLore):
-    def switch(self, context: StepContext) -> SwitchReport:
+    def needs_gradient(self, step: int) -> bool:
         steps = self.spec.optimisation.steps
-        assert steps is not None
-        return self.chosen_switch(context, from_gradient=context.step < self.config.first_random_step(steps))
+        assert steps is not None and isinstance(self.config, GoLoreConfig)
+        return step < self.config.first_random_step(steps)
 
     def choose(self, layer: ProjectedLinear, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
         if gradient is not None:

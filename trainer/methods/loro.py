@@ -30,7 +30,6 @@ from trainer.lowrank.switch import SwitchReport, initial_generator
 from trainer.methodconfig import LoroConfig
 from trainer.methods.base import StepContext
 from trainer.methods.factors import LowRank
-from trainer.zero import shape_of
 
 
 class Loro(LowRank):
@@ -97,7 +96,7 @@ class Loro(LowRank):
         if self._takes_direction(context.step) or (last and self.config.exact_step == "svd"):
             damped = self._rewrite(context)
         if last and self.config.refresh:
-            self._refresh(context)
+            context.shards.forget("factors", [p for layer in self.layers for p in layer.trained()])
         return SwitchReport(time.perf_counter() - began, None, damped) if last or damped else None
 
     def _is_last_of_period(self, step: int) -> bool:
@@ -151,11 +150,3 @@ class Loro(LowRank):
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # documented, not declared
             return *unchanged, True
         return b, a, damped
-
-    def _refresh(self, context: StepContext) -> None:
-        for layer in self.layers:
-            for parameter in layer.trained():
-                for key in context.shards.moments_of(parameter):
-                    zeros = torch.zeros(shape_of(parameter), device=context.shards.device)
-                    context.shards.write_moment(parameter, key, zeros)
-        context.shards.set_count("factors", 0)

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 
 from trainer.lowrank.adapted import replace_targets
 from trainer.lowrank.entries import EntriesLinear, largest_entries
-from trainer.lowrank.switch import SwitchReport
-from trainer.methods.base import StepContext
-from trainer.methods.subspace import Subspace
+from trainer.methods.subspace import ChosenSubspace
 
 
-class GoSare(Subspace):
+class GoSare(ChosenSubspace):
     config: Any
 
     def attach(self, model: nn.Module) -> None:
@@ -28,16 +26,16 @@ class GoSare(Subspace):
     def make(self, linear: nn.Linear, name: str, index: int) -> EntriesLinear:
         return EntriesLinear(linear, name, self.config.density)
 
-    def switch(self, context: StepContext) -> SwitchReport:
-        return self.chosen_switch(context, from_gradient=False)
+    def needs_gradient(self, step: int) -> bool:
+        return False
 
     def choose(self, layer: EntriesLinear, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
         return layer.fallback(generator)
 
 
 class GaSare(GoSare):
-    def switch(self, context: StepContext) -> SwitchReport:
-        return self.chosen_switch(context, from_gradient=True)
+    def needs_gradient(self, step: int) -> bool:
+        return True
 
     def choose(self, layer: EntriesLinear, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
         assert gradient is not None

@@ -20,7 +20,6 @@ from trainer.lowrank.probe import full_gradients
 from trainer.lowrank.switch import SwitchReport, switch
 from trainer.methodconfig import SubspaceSettings
 from trainer.methods.base import Method, StepContext
-from trainer.zero import shape_of
 
 
 class Subspace(Method):
@@ -50,7 +49,7 @@ class Subspace(Method):
             return None
         report = self.switch(context)
         if self.moments == "reset":
-            self._reset(context)
+            context.shards.forget("cores", [layer.core for layer in self.layers])
         return report
 
     def after_step(self, context: StepContext) -> SwitchReport | None:
@@ -63,21 +62,20 @@ class Subspace(Method):
         """What happens to them at a switch. Methods without the setting keep what they can."""
         return getattr(self.config, "moments", "kept")
 
-    def chosen_switch(self, context: StepContext, from_gradient: bool) -> SwitchReport:
-        """A switch whose subspaces `choose` chooses, from the step's own gradient if it needs one."""
-        gradients = full_gradients(context.model, self.layers, context.micro_batches) if from_gradient else None
-        seed = self.spec.optimisation.seed
-        return switch(
-            self.layers, gradients, self.choose, context.shards, seed, context.step, carry=self.moments == "carried"
-        )
 
+class ChosenSubspace(Subspace):
+    """A subclass says how one layer's subspace is chosen, and whether the choice depends on the gradient."""
+
+    @abstractmethod
     def choose(self, layer: Any, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
         """The layer's new subspace, from its gradient (m, n) where one was asked for. May raise LinAlgError."""
-        raise NotImplementedError(f"{type(self).__name__} has no choice to make")
 
-    def _reset(self, context: StepContext) -> None:
-        for layer in self.layers:
-            for key in context.shards.moments_of(layer.core):
-                zeros = torch.zeros(shape_of(layer.core), device=context.shards.device)
-                context.shards.write_moment(layer.core, key, zeros)
-        context.shards.set_count("cores", 0)
+    def needs_gradient(self, step: int) -> bool:
+        """Whether the switch before the 0-based `step` asks for the step's own gradient."""
+        return True
+
+    def switch(self, context: StepContext) -> SwitchReport:
+        from_gradient = self.needs_gradient(context.step)
+        gradients = full_gradients(context.model, self.layers, context.micro_batches) if from_gradient else None
+        seed, carry = self.spec.optimisation.seed, self.moments == "carried"
+        return switch(self.layers, gradients, self.choose, context.shards, seed, context.step, carry)
