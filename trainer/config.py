@@ -5,6 +5,7 @@ echoed says exactly what is trained. What can only be known by looking at files 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -175,8 +176,6 @@ class Optimisation(_Strict):
     activation_checkpointing: bool = False
     evaluate_every: int | None = Field(default=None, ge=1, description="steps; default: a tenth of the run")
     evaluation_sequences: int = Field(default=128, ge=1, description="at most this many held-out sequences")
-    checkpoint_every: int | None = Field(default=None, ge=1, description="steps; default: a tenth of the run")
-    keep_checkpoints: int = Field(default=2, ge=1, description="complete checkpoints that are kept")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, data order and random bases")
 
     @field_validator("betas")
@@ -192,6 +191,27 @@ class DeepSpeedSpec(_Strict):
 
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="0: nothing sharded … 3: parameters too")
     offload: Literal["none", "cpu"] = Field(default="none", description="cpu: optimizer state in host memory")
+
+
+class CheckpointSpec(_Strict):
+    """When the state of a run is written, where to, and what is kept."""
+
+    every: int | None = Field(default=None, ge=1, description="steps; default: a tenth of the run")
+    keep: int = Field(default=2, ge=1, description="how many of the newest are kept")
+    keep_best: bool = Field(default=True, description="keep the one with the lowest held-out loss beside the newest")
+    url: str | None = Field(
+        default=None,
+        description="a directory for all runs, as fsspec names it: s3://bucket/path, gs://bucket/path; each run has a "
+        "folder of its run directory's name in it. Default: inside the run directory",
+    )
+    asynchronous: bool = Field(default=True, description="write in the background, from a copy in host memory")
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s]+", url):
+            raise refuse("checkpoints.url", f"{url!r} is no URL; write it as s3://bucket/path, or leave it out")
+        return url
 
 
 class Resources(_Strict):
@@ -213,6 +233,7 @@ class TrainingSpec(_Strict):
     method: MethodConfig
     optimisation: Optimisation
     deepspeed: DeepSpeedSpec = DeepSpeedSpec()
+    checkpoints: CheckpointSpec = CheckpointSpec()
     resources: Resources = Resources()
 
     @model_validator(mode="before")
@@ -231,6 +252,8 @@ class TrainingSpec(_Strict):
         object.__setattr__(self, "method", self.method.resolved(preset))
         resolved = _resolve_optimisation(self, preset)
         object.__setattr__(self, "optimisation", resolved)
+        every = self.checkpoints.every or max(1, (resolved.steps or 0) // 10)
+        object.__setattr__(self, "checkpoints", self.checkpoints.model_copy(update={"every": every}))
         object.__setattr__(self, "tokenizer", self.tokenizer or _tokenizer_of(self.model))
         if resolved.dtype == "bf16" and self.deepspeed.zero_stage == 0:
             raise refuse(
@@ -334,6 +357,5 @@ def _resolve_optimisation(spec: TrainingSpec, preset: str | None) -> Optimisatio
             "learning_rate": given.learning_rate or spec.method.learning_rate(preset),
             "warmup_steps": warmup,
             "evaluate_every": given.evaluate_every or tenth,
-            "checkpoint_every": given.checkpoint_every or tenth,
         }
     )

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from trainer.config import TrainingSpec
+from trainer.lowrank.adapted import OnModule, leave
 from trainer.methods.base import Method
 from trainer.optimizer import Rules
 
@@ -35,6 +36,19 @@ def configuration(spec: TrainingSpec) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+def sharder(spec: TrainingSpec) -> OnModule:
+    """What shards a module of a model that is being assembled, as soon as the module has its values (stage 3)."""
+    if spec.deepspeed.zero_stage < 3:
+        return leave
+    settings = configuration(spec)
+
+    def shard(module: nn.Module) -> None:
+        if any(not hasattr(parameter, "ds_id") for parameter in module.parameters(recurse=False)):
+            deepspeed.zero.Init(module=module, config_dict_or_path=settings)
+
+    return shard
 
 
 def build_engine(spec: TrainingSpec, model: nn.Module, method: Method) -> Any:

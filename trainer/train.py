@@ -45,10 +45,11 @@ def _loop(spec: TrainingSpec, rundir: RunDir, emit: Emit, stop_request: "_StopRe
     while run.step < steps:
         stop = run.train_step(stop_request.present)
         last = run.step == steps
-        if last or run.step % whole(optimisation.evaluate_every) == 0:
-            run.evaluate()
-        if last or stop or run.step % whole(optimisation.checkpoint_every) == 0:
-            run.save()
+        due = last or run.step % whole(spec.checkpoints.every) == 0
+        evaluated = last or run.step % whole(optimisation.evaluate_every) == 0 or (due and spec.checkpoints.keep_best)
+        loss = run.evaluate() if evaluated else None
+        if due or stop:
+            run.save(loss, wait=last or stop)
         if stop and not last:
             run.emit(events.Stopped(step=run.step))
             return

@@ -121,6 +121,10 @@ class Shards:
     def group(self, name: str) -> dict[str, Any]:
         return next(group for group in self.parameter_groups if group["name"] == name)
 
+    def has_master(self, parameter: Any) -> bool:
+        """Whether there is a value of the parameter in more digits than the forward pass reads."""
+        return bool(parameter.requires_grad)
+
     def moments_of(self, parameter: Any) -> tuple[str, ...]:
         """Which moments the parameter's rule keeps; none for a frozen one."""
         name = self._inner().group_of.get(parameter)

@@ -129,13 +129,25 @@ class FrozenLinear(Adapted):
 
 
 Make = Callable[[nn.Linear, str, int], Adapted]
+OnModule = Callable[[nn.Module], None]
 
 
-def replace_targets(model: nn.Module, targets: tuple[str, ...], make: Make, rank: int | None = None) -> list[Any]:
+def leave(module: nn.Module) -> None:
+    """Nothing is to be done with it."""
+
+
+def replace_targets(
+    model: nn.Module,
+    targets: tuple[str, ...],
+    make: Make,
+    rank: int | None = None,
+    fill: OnModule = leave,
+    done: OnModule = leave,
+) -> list[Any]:
     """Put `make(linear, name, index)` in the place of every nn.Linear whose name ends in one of `targets`.
 
-    Returned in the model's order. Raises SpecError when a target matches nothing, shares its weight, or has a side
-    below `rank`.
+    `fill` is called with the linear before, `done` with the new layer after. Returned in the model's order. Raises
+    SpecError when a target matches nothing, shares its weight, or has a side below `rank`.
     """
     found = [
         (name, module)
@@ -162,8 +174,10 @@ def replace_targets(model: nn.Module, targets: tuple[str, ...], make: Make, rank
                 f"method.rank: rank {rank} is above the smallest side of {name} ({rows}×{columns}); "
                 f"choose at most {min(rows, columns)}, or leave it out of method.targets"
             )
+        fill(linear)
         layer = make(linear, name, index)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent) if parent else model, child, layer)
+        done(layer)
         layers.append(layer)
     return layers

@@ -63,7 +63,7 @@ class ResidualLinear(ProjectedLinear):
         count = entry_count(density, self.rows, self.columns)
         values = wide(linear.weight.new_zeros(3, count))
         self.collector = nn.Parameter(linear.weight.new_zeros(2, count))
-        self.register_buffer("positions", new_positions(count, linear, name))
+        self.register_buffer("positions", new_positions(count, linear, name).data)
         self.register_buffer("residual", values[0].clone())
         self.register_buffer("first", values[1].clone())  # ΔM
         self.register_buffer("second", values[2].clone())  # ΔV

@@ -42,14 +42,13 @@ class GaLorePlus(GaLore):
         super().__init__(spec)
         self.head_size = 0
 
-    def attach(self, model: nn.Module) -> None:
+    def look_at(self, model: nn.Module) -> None:
         size = head_size_of(getattr(model, "config", None))
         if size is None:
             raise SpecError(
                 "method.head_targets: this model's configuration states no num_attention_heads; choose galore"
             )
         self.head_size = size
-        super().attach(model)
 
     def make(self, linear: nn.Linear, name: str, index: int) -> ProjectedLinear:
         config = self.config

@@ -49,12 +49,11 @@ class Loro(LowRank):
         assert self.config.period is not None
         return self.config.period
 
-    def attach(self, model: nn.Module) -> None:
+    def look_at(self, model: nn.Module) -> None:
         hidden = getattr(getattr(model, "config", None), "hidden_size", None)
         if hidden is None:
             raise SpecError("method: loro scales its steps by r / hidden_size, and this model's configuration has none")
         self.hidden = hidden
-        super().attach(model)
 
     def make(self, linear: nn.Linear, name: str, index: int) -> FactoredLinear:
         rows, columns = linear.weight.shape

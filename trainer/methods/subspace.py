@@ -23,7 +23,7 @@ from trainer.methods.base import Method, StepContext
 
 
 class Subspace(Method):
-    """A subclass says which layers there are (`attach`) and what a switch does."""
+    """A subclass says what a layer is (`make`) and what a switch does."""
 
     config: SubspaceSettings
 
