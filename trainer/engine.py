@@ -17,8 +17,14 @@ def configuration(spec: TrainingSpec) -> dict[str, Any]:
     optimisation, micro = spec.optimisation, spec.optimisation.micro_batch
     assert micro is not None
     zero: dict[str, Any] = {"stage": spec.deepspeed.zero_stage}
-    if spec.deepspeed.offload == "cpu":
-        zero["offload_optimizer"] = {"device": "cpu"}
+    for key, device in (
+        ("offload_optimizer", spec.deepspeed.offload),
+        ("offload_param", spec.deepspeed.offload_parameters),
+    ):
+        if device != "none":
+            zero[key] = {"device": device} | ({"nvme_path": spec.deepspeed.nvme_path} if device == "nvme" else {})
+    if spec.deepspeed.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = spec.deepspeed.persistence_threshold
     # Sums of bf16 gradients in fp32. At stage 1 DeepSpeed would change to an optimizer of another kind for it.
     types = {"grad_accum_dtype": "fp32"} if optimisation.dtype == "bf16" and spec.deepspeed.zero_stage >= 2 else {}
     largest = spec.method.large_switches(optimisation.steps or 0)[0]

@@ -55,6 +55,7 @@ class Run:
         self.engine = build_engine(spec, model, self.method)
         self.model = self.engine.module
         self.shards = Shards(self.engine)
+        self.method.keep_masters(self.shards)
         self.step = 0
         if resumed:
             reading.load_training_state(resumed, self.model, self.shards)

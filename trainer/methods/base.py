@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trainer.config import TrainingSpec
@@ -52,6 +53,16 @@ class Method:
         if isinstance(settings, TargetedSettings):
             rank = settings.rank if isinstance(settings, RankedSettings) else None
             self.layers = replace_targets(model, settings.targets, self.make, rank, fill, done)
+        if self.spec.optimisation.merge == "stochastic":
+            for layer in self.layers:
+                layer.rounding_seed = self.spec.optimisation.seed
+
+    def keep_masters(self, shards: Shards) -> None:
+        """Where the run wants frozen weights in fp32 too. Once, after the engine is built. Collective."""
+        if self.spec.optimisation.merge == "fp32":
+            device = torch.device("cpu") if self.spec.deepspeed.offload != "none" else shards.device
+            for layer in self.layers:
+                shards.keep_master(layer.weight, device)
 
     def look_at(self, model: nn.Module) -> None:
         """Learn of the model's configuration what the method needs. Raises SpecError where it is missing."""

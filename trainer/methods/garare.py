@@ -36,7 +36,7 @@ class GaRare(Subspace):
         return SeededLinear(linear, name, "left", config.rank, deviation, pinv, seed, index)
 
     def switch(self, context: StepContext) -> SwitchReport:
-        return renew_seeded(self.layers, context.shards, carry=self.moments == "carried")
+        return renew_seeded(self.layers, context.shards, context.step, carry=self.moments == "carried")
 
 
 class Flora(GaRare):
