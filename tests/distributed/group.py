@@ -10,8 +10,13 @@ from typing import Any
 from trainer.process import free_port
 
 
-def run_group(directory: Path, processes: int, cases: list[dict[str, Any]], threads: int = 1) -> None:
-    """Train every case with `processes` ranks and wait; raises with the end of the output if a rank fails."""
+def run_group(
+    directory: Path, processes: int, cases: list[dict[str, Any]], module: str = "rank", timeout: float = 280
+) -> Path:
+    """Run `module` of this folder on the cases with `processes` ranks and wait; returns the file of the cases.
+
+    Raises with the end of the output if a rank fails.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / f"cases-{processes}.json"
     file.write_text(json.dumps(cases))
@@ -22,16 +27,17 @@ def run_group(directory: Path, processes: int, cases: list[dict[str, Any]], thre
         "--master-port",
         str(free_port()),
         "-m",
-        "tests.distributed.rank",
+        f"tests.distributed.{module}",
         str(file),
     ]
     done = subprocess.run(
         command,
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=280,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stdout[-6000:]
+    return file

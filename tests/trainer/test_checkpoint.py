@@ -14,7 +14,7 @@ from trainer.checkpoint import reading, writing
 from trainer.checkpoint.place import Directory
 from trainer.checkpoint.retention import kept
 from trainer.config import CheckpointSpec
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, TrainerError
 from trainer.run import Run
 from trainer.rundir import RunDir
 
@@ -196,7 +196,7 @@ def test_a_write_that_fails_ends_the_run_and_leaves_the_one_before(
         patch.setattr(writing, "save_file", full)
         run.train_step(lambda: False)
         run.save(wait=False)
-        with pytest.raises(CheckpointError, match="No space left on device; free space"):
+        with pytest.raises(TrainerError, match="No space left on device; free space"):
             for _ in range(100):
                 run.train_step(lambda: False)
     again, _ = make_run(tmp_path)

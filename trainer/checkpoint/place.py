@@ -7,6 +7,8 @@ one: what makes a checkpoint count is its marker, which is written last and remo
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,7 +78,7 @@ def check(place: Place) -> None:
         place.write(0, "check", b"stiefel")
         place.read(0, "check")
         place.remove(0)
-    except Exception as error:  # each store has its own errors
+    except OSError as error:
         raise TrainerError(f"checkpoints.url: {place.url(0)} cannot be written: {error}") from error
 
 
@@ -130,7 +132,7 @@ class Directory:
 
 
 class Remote:
-    """`scratch` is a directory of this machine for files on their way."""
+    """`scratch` is a directory of this machine for files on their way. What goes wrong on it is an OSError."""
 
     def __init__(self, fs: Any, root: str, url: str, scratch: Path) -> None:
         self._fs, self._root, self._url, self._scratch = fs, root, url, scratch
@@ -141,15 +143,27 @@ class Remote:
     def url(self, step: int) -> str:
         return f"{self._url}/{step_directory(step)}"
 
+    @contextmanager
+    def _reaching(self, what: str) -> Iterator[None]:
+        """Each kind of store has errors of its own."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"{self._url}: {what}: {type(error).__name__}: {error}") from error
+
     def _steps(self) -> list[int]:
         try:
-            names = [str(path).rstrip("/").rpartition("/")[2] for path in self._fs.ls(self._root, detail=False)]
+            with self._reaching("list"):
+                names = [str(path).rstrip("/").rpartition("/")[2] for path in self._fs.ls(self._root, detail=False)]
         except FileNotFoundError:
             return []
         return sorted(int(match[1]) for match in map(_STEP.fullmatch, names) if match)
 
     def complete_steps(self) -> list[int]:
-        return [step for step in self._steps() if self._fs.exists(f"{self._of(step)}/{COMPLETE}")]
+        with self._reaching("list"):
+            return [step for step in self._steps() if self._fs.exists(f"{self._of(step)}/{COMPLETE}")]
 
     def sweep(self) -> None:
         for step in set(self._steps()) - set(self.complete_steps()):
@@ -158,11 +172,12 @@ class Remote:
             shutil.rmtree(self._scratch)
 
     def remove(self, step: int) -> None:
-        marker = f"{self._of(step)}/{COMPLETE}"
-        if self._fs.exists(marker):
-            self._fs.rm_file(marker)
-        if self._fs.exists(self._of(step)):
-            self._fs.rm(self._of(step), recursive=True)
+        with self._reaching("remove"):
+            marker = f"{self._of(step)}/{COMPLETE}"
+            if self._fs.exists(marker):
+                self._fs.rm_file(marker)
+            if self._fs.exists(self._of(step)):
+                self._fs.rm(self._of(step), recursive=True)
 
     def staging(self, step: int) -> Path:
         path = self._scratch / f"out-{step_directory(step)}"
@@ -171,24 +186,28 @@ class Remote:
 
     def store(self, step: int, name: str) -> None:
         file = self.staging(step) / name
-        self._fs.makedirs(self._of(step), exist_ok=True)
-        self._fs.put_file(str(file), f"{self._of(step)}/{name}")
+        with self._reaching("write"):
+            self._fs.makedirs(self._of(step), exist_ok=True)
+            self._fs.put_file(str(file), f"{self._of(step)}/{name}")
         file.unlink()
 
     def write(self, step: int, name: str, data: bytes) -> None:
-        self._fs.makedirs(self._of(step), exist_ok=True)
-        self._fs.pipe_file(f"{self._of(step)}/{name}", data)
+        with self._reaching("write"):
+            self._fs.makedirs(self._of(step), exist_ok=True)
+            self._fs.pipe_file(f"{self._of(step)}/{name}", data)
 
     def read(self, step: int, name: str) -> bytes:
-        data: bytes = self._fs.cat_file(f"{self._of(step)}/{name}")
+        with self._reaching("read"):
+            data: bytes = self._fs.cat_file(f"{self._of(step)}/{name}")
         return data
 
     def fetch(self, step: int, names: list[str]) -> Path:
         path = self._scratch / f"in-{step_directory(step)}"
         path.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            if not (path / name).exists() and self._fs.exists(f"{self._of(step)}/{name}"):
-                self._fs.get_file(f"{self._of(step)}/{name}", str(path / name))
+        with self._reaching("read"):
+            for name in names:
+                if not (path / name).exists() and self._fs.exists(f"{self._of(step)}/{name}"):
+                    self._fs.get_file(f"{self._of(step)}/{name}", str(path / name))
         return path
 
     def release(self, step: int) -> None:

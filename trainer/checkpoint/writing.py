@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from trainer.checkpoint.place import Place
 from trainer.checkpoint.retention import kept
 from trainer.config import CheckpointSpec
-from trainer.errors import CheckpointError
+from trainer.errors import TrainerError
 from trainer.rundir import COMPLETE
 from trainer.zero import Shards, shape_of
 
@@ -86,7 +86,7 @@ class Writer:
     def commit(self) -> Written:
         """Make it count, after waiting for its files where they are not written yet; then drop what is not kept.
 
-        Raises CheckpointError, on every rank, where a rank could not write.
+        Raises TrainerError, on every rank, where a rank could not write: a later try may.
         """
         assert self._pending is not None
         pending, self._pending = self._pending, None
@@ -120,7 +120,7 @@ class Writer:
         dist.all_gather_object(answers, answer)
         if failed := [text for text in answers if isinstance(text, str)]:
             url = self._place.url(pending.step)
-            raise CheckpointError(f"{url} could not be written: {'; '.join(failed)}; free space or repair the place")
+            raise TrainerError(f"{url} could not be written: {'; '.join(failed)}; free space or repair the place")
         return dict(answers)
 
     def _prune(self, step: int) -> None:
