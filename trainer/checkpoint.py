@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,8 @@ def newest_for_all(rundir: RunDir) -> Checkpoint | None:
     dist.broadcast_object_list(answer, src=0)
     if isinstance(answer[0], CheckpointError):
         raise answer[0]
-    return answer[0]
+    # As this rank's host names it: hosts may have the shared directory in different places.
+    return answer[0] and replace(answer[0], path=rundir.checkpoint(answer[0].step))
 
 
 def read(path: Path) -> Checkpoint:
