@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from trainer.methodcheck import problem_of, rank_problem
 from trainer.methodconfig import MethodConfig, TargetedSettings
 from trainer.presets import PRESETS
-from trainer.resources import Resources
+from trainer.resources import LARGEST_BATCH, Resources
 from trainer.resources import problem_of as resources_problem
 
 
@@ -156,7 +156,7 @@ class Optimisation(_Strict):
     tokens: int | None = Field(
         default=None, ge=1, le=2**63 - 1, description="steps × tokens of a global batch, rounded up to whole steps"
     )
-    global_batch: int = Field(default=16, ge=1, le=2**20, description="sequences in one step, over all ranks")
+    global_batch: int = Field(default=16, ge=1, le=LARGEST_BATCH, description="sequences in one step, over all ranks")
     micro_batch: int | None = Field(
         default=None, ge=1, description="sequences of one rank in one forward pass; default: global_batch / ranks"
     )

@@ -24,7 +24,7 @@ def for_ranks(spec: TrainingSpec, ranks: int) -> TrainingSpec:
     largest = max(size for size in range(1, min(micro, share) + 1) if share % size == 0)
     processes = spec.resources.processes
     hosts, processes = (1, ranks) if ranks % processes else (ranks // processes, processes)
-    resources = {"hosts": hosts, "min_hosts": min(hosts, spec.resources.fewest_hosts), "processes": processes}
+    resources = {"hosts": hosts, "min_hosts": hosts, "processes": processes}
     return spec.model_copy(
         update={
             "optimisation": spec.optimisation.model_copy(update={"micro_batch": largest}),

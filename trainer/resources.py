@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Of a run: what trainer.run's seeds of random numbers keep apart.
 MOST_RANKS = 4096
+LARGEST_BATCH = 2**20
 
 
 class Resources(BaseModel):
@@ -46,10 +47,11 @@ def problem_of(resources: Resources, global_batch: int) -> tuple[str, str] | Non
         return "resources.hosts", f"hosts {hosts} × processes {processes} are {ranks} ranks; at most {MOST_RANKS}"
     for allowed in reversed(resources.allowed_ranks):
         if global_batch % allowed:
-            here = allowed // processes
-            larger = f", or a min_hosts above {here}" if here < hosts else ""
+            here, multiple = allowed // processes, math.lcm(*resources.allowed_ranks)
+            ways = [f"a multiple of {multiple}"] if multiple <= LARGEST_BATCH else []
+            ways += [f"a min_hosts above {here}"] if here < hosts else []
             return "optimisation.global_batch", (
                 f"global_batch {global_batch} does not divide by hosts {here} × processes {processes}; "
-                f"choose a multiple of {math.lcm(*resources.allowed_ranks)}{larger}"
+                f"choose {', or '.join(ways or [f'a multiple of {allowed}'])}"
             )
     return None
