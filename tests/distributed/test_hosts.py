@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.agents import ROOT, Agents, curve, kill_rank, starts, wait_for_step
+from tests.distributed.agents import ROOT, SECONDS, Agents, curve, kill_rank, starts, wait_for_step
 from tests.distributed.case import read_json, spec
 from trainer import events
 from trainer.process import free_port
@@ -120,6 +120,21 @@ def test_a_host_in_place_of_a_lost_one_takes_up_its_part(home: Path, undisturbed
     steps = [event.step for event in events.read(rundir.events) if isinstance(event, events.Step)]
     assert (len(steps) == STEPS) == (way == "asked")
     assert resumed >= EVERY
+
+
+@pytest.mark.matrix
+def test_without_the_host_of_the_rendezvous_all_end_and_can_be_started_again(
+    home: Path, undisturbed: dict[int, float]
+) -> None:
+    rundir = make(home, "lost-first", TWO_HOSTS)
+    with Agents(home / "logs-lost-first") as agents:
+        first, second = (agents.start(rundir, place) for place in (0, 1))
+        wait_for_step(rundir, EVERY + 1)
+        first.kill()
+        assert second.wait(SECONDS) != 0
+        agents.wait(*[agents.start(rundir, place) for place in (0, 1)])
+    assert curve(rundir) == undisturbed
+    assert [step >= EVERY for step, _ in starts(rundir)] == [False, True]
 
 
 @pytest.mark.matrix
