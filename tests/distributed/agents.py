@@ -80,6 +80,13 @@ def kill_rank(agent: subprocess.Popen[bytes]) -> None:
     rank_of(agent).send_signal(signal.SIGKILL)
 
 
+def is_pending(number: signal.Signals, pid: int) -> bool:
+    """Whether a suspended process has been sent this signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    mask = next(line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def wait_for_step(rundir: RunDir, step: int) -> None:
     wait_until(lambda: max(curve(rundir), default=0) >= step)
 

@@ -5,6 +5,7 @@ One machine has to do: the hosts are torchrun agents on loopback, or in network 
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,18 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.agents import ROOT, SECONDS, Agents, curve, kill_rank, starts, wait_for_step
+from tests.distributed.agents import (
+    ROOT,
+    SECONDS,
+    Agents,
+    curve,
+    is_pending,
+    kill_rank,
+    rank_of,
+    starts,
+    wait_for_step,
+    wait_until,
+)
 from tests.distributed.case import read_json, spec
 from trainer import events
 from trainer.process import free_port
@@ -99,6 +111,25 @@ def test_without_a_lost_host_the_other_goes_on_alone_where_min_hosts_allows(
     assert ranks[-1] == 1
     assert 2 in ranks
     assert starts(rundir)[-1][0] >= EVERY
+
+
+@pytest.mark.matrix
+def test_a_host_that_joins_later_trains_with_those_that_began(home: Path, undisturbed: dict[int, float]) -> None:
+    rundir = make(home, "joined", ELASTIC)
+    with Agents(home / "logs-joined", nnodes="1:2") as agents:
+        began = agents.start(rundir, 0)
+        wait_for_step(rundir, EVERY + 1)
+        # Or the run would be over before the other host is there.
+        rank = rank_of(began)
+        rank.suspend()
+        joins = agents.start(rundir, 1)
+        wait_until(lambda: is_pending(signal.SIGTERM, rank.pid))
+        rank.resume()
+        agents.wait(began, joins)
+    assert curve(rundir) == pytest.approx(undisturbed, abs=1e-6)
+    assert [ranks for _, ranks in starts(rundir)] == [1, 2]
+    steps = [event.step for event in events.read(rundir.events) if isinstance(event, events.Step)]
+    assert steps == sorted(set(steps)), "a step was trained twice"
 
 
 @pytest.mark.matrix
