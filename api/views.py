@@ -159,7 +159,9 @@ class CheckpointView(BaseModel):
     path: str
     bytes: int
     seconds: float
-    kept: bool = Field(description="still on disk; only the newest keep_checkpoints are")
+    stalled_seconds: float = Field(description="of these, how long training stood still")
+    loss: float | None = Field(description="on the held-out sequences, where it was evaluated at this step")
+    kept: bool = Field(description="still there: one of the newest, or the best; see checkpoints.keep and keep_best")
 
 
 class LogView(BaseModel):

@@ -133,7 +133,6 @@ class Bench:
             "learning_rate": rate,
             "seed": seed,
             "evaluate_every": arguments.steps,
-            "checkpoint_every": arguments.steps,
             "evaluation_sequences": 256,
         }
         spec = TrainingSpec.model_validate(
@@ -143,6 +142,7 @@ class Bench:
                 "method": method | rank,
                 "optimisation": optimisation | ({"others_learning_rate": others} if others else {}),
                 "deepspeed": {"zero_stage": 0},
+                "checkpoints": {"every": arguments.steps},
             }
         )
         directory = self.directory / f"{name}-{rate:g}-{seed}"

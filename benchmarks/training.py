@@ -65,9 +65,9 @@ def _measure(arguments: argparse.Namespace, method: str, stage: int, offload: st
                 "dtype": arguments.dtype,
                 "learning_rate": 1e-3,
                 "evaluate_every": arguments.steps,
-                "checkpoint_every": arguments.steps,
             },
             "deepspeed": {"zero_stage": stage, "offload": offload},
+            "checkpoints": {"every": arguments.steps},
             "resources": {"processes": arguments.processes},
         }
     )

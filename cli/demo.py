@@ -22,10 +22,10 @@ JOB = {
         "learning_rate": 0.01,
         "warmup_steps": 10,
         "evaluate_every": 50,
-        "checkpoint_every": 100,
         "evaluation_sequences": 64,
     },
     "deepspeed": {"zero_stage": 2},
+    "checkpoints": {"every": 100},
 }
 
 

@@ -137,6 +137,8 @@ class CheckpointRow(Base):
     path: Mapped[str]
     bytes: Mapped[int] = mapped_column(BigInteger)
     seconds: Mapped[float]
+    stalled_seconds: Mapped[float] = mapped_column(server_default="0")
+    loss: Mapped[float | None]
 
 
 class Worker(Base):

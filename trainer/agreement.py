@@ -5,12 +5,12 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from trainer import data
+from trainer.checkpoint.place import Place, place_of
 from trainer.config import TrainingSpec
 from trainer.errors import SpecError
 from trainer.rundir import RunDir
@@ -25,16 +25,15 @@ def all_prepared(spec: TrainingSpec, rundir: RunDir, prepared: bool) -> bool:
         return False
     if _one_host():
         return True
-    mark = rundir.checkpoints / f"seen-{secrets.token_hex(8)}"
+    where, mark = place_of(spec, rundir), f"seen-{secrets.token_hex(8)}"
     said: list[Any] = [None]
     if dist.get_rank() == 0:
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-        said = [(socket.gethostname(), spec.model_dump(mode="json"), data.digest(rundir), mark.name)]
+        where.write(0, mark, b"")
+        said = [(socket.gethostname(), spec.model_dump(mode="json"), data.digest(rundir), mark)]
     dist.broadcast_object_list(said, src=0)
-    problems = _gather(_problem(spec, rundir, *said[0]))
+    problems = _gather(_problem(spec, rundir, where, *said[0]))
     if dist.get_rank() == 0:
-        mark.unlink()
+        where.remove(0)
     for problem in filter(None, problems):
         raise SpecError(problem)
     return True
@@ -55,7 +54,9 @@ def _one_host() -> bool:
     return os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
 
 
-def _problem(spec: TrainingSpec, rundir: RunDir, first: str, its_spec: Any, its_data: str, mark: str) -> str | None:
+def _problem(
+    spec: TrainingSpec, rundir: RunDir, where: Place, first: str, its_spec: Any, its_data: str, mark: str
+) -> str | None:
     here = f"rank {dist.get_rank()} on {socket.gethostname()}"
     theirs, ours = dict(_flat(its_spec)), dict(_flat(spec.model_dump(mode="json")))
     for field in theirs | ours:
@@ -69,10 +70,10 @@ def _problem(spec: TrainingSpec, rundir: RunDir, first: str, its_spec: Any, its_
             f"dataset: {here} has made other tokens of its files than rank 0 on {first}; give every host the same "
             f"files and tokeniser, or one run directory for all, and delete {rundir.data}"
         )
-    if not _appears(rundir.checkpoints / mark):
+    if not _appears(where, mark):
         return (
-            f"resources.hosts: {rundir.checkpoints} of {here} is not the directory of rank 0 on {first}; "
-            "mount the same one on every host, or share the whole run directory"
+            f"resources.hosts: checkpoints of {here} go to {where.url(0)}, which is not where those of rank 0 on "
+            f"{first} go; mount the same directory on every host, or share the whole run directory"
         )
     return None
 
@@ -86,10 +87,13 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from _flat(inner, f"{name}.{key}" if name else key)
 
 
-def _appears(file: Path) -> bool:
+def _appears(where: Place, mark: str) -> bool:
     deadline = time.monotonic() + _SECONDS_TO_APPEAR
-    while not file.exists():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
+    while True:
+        try:
+            where.read(0, mark)
+            return True
+        except OSError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)

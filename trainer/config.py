@@ -5,12 +5,14 @@ echoed says exactly what is trained. What can only be known by looking at files 
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from trainer.combinations import combination_problem
 from trainer.methodcheck import problem_of, rank_problem
 from trainer.methodconfig import MethodConfig, TargetedSettings
 from trainer.presets import PRESETS
@@ -174,11 +176,14 @@ class Optimisation(_Strict):
     weight_decay: float = Field(default=0.0, ge=0, lt=1, description="decoupled; applies to matrices, not to norms")
     clip_norm: float = Field(default=0.0, ge=0, description="largest norm of the trained gradients; 0: no clipping")
     dtype: Literal["fp32", "bf16"] = Field(default="fp32", description="of weights and activations")
+    merge: Literal["nearest", "stochastic", "fp32"] = Field(
+        default="nearest",
+        description="bf16: how a change is added to frozen weights at a switch. nearest: rounded; stochastic: rounded "
+        "at random, right on average; fp32: to a copy in fp32, sharded from stage 1 on, from which bf16 is rounded",
+    )
     activation_checkpointing: bool = False
     evaluate_every: int | None = Field(default=None, ge=1, description="steps; default: a tenth of the run")
     evaluation_sequences: int = Field(default=128, ge=1, description="at most this many held-out sequences")
-    checkpoint_every: int | None = Field(default=None, ge=1, description="steps; default: a tenth of the run")
-    keep_checkpoints: int = Field(default=2, ge=1, description="complete checkpoints that are kept")
     seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, data order and random bases")
 
     @field_validator("betas")
@@ -193,7 +198,37 @@ class DeepSpeedSpec(_Strict):
     """What DeepSpeed shards and where it keeps it."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="0: nothing sharded … 3: parameters too")
-    offload: Literal["none", "cpu"] = Field(default="none", description="cpu: optimizer state in host memory")
+    offload: Literal["none", "cpu", "nvme"] = Field(
+        default="none", description="where the optimizer's state is: on the device, in host memory, in files (stage 3)"
+    )
+    offload_parameters: Literal["none", "cpu", "nvme"] = Field(
+        default="none", description="where a rank's shard of the parameters waits for its use (stage 3)"
+    )
+    nvme_path: str | None = Field(default=None, description="a directory on a fast disk of every host, for nvme")
+    persistence_threshold: int = Field(
+        default=100_000, ge=0, description="stage 3: parameters with fewer elements stay whole on every rank"
+    )
+
+
+class CheckpointSpec(_Strict):
+    """When the state of a run is written, where to, and what is kept."""
+
+    every: int | None = Field(default=None, ge=1, description="steps; default: a tenth of the run")
+    keep: int = Field(default=2, ge=1, description="how many of the newest are kept")
+    keep_best: bool = Field(default=True, description="keep the one with the lowest held-out loss beside the newest")
+    url: str | None = Field(
+        default=None,
+        description="a directory for all runs, as fsspec names it: s3://bucket/path, gs://bucket/path; each run has a "
+        "folder of its run directory's name in it. Default: inside the run directory",
+    )
+    asynchronous: bool = Field(default=True, description="write in the background, from a copy in host memory")
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s]+", url):
+            raise refuse("checkpoints.url", f"{url!r} is no URL; write it as s3://bucket/path, or leave it out")
+        return url
 
 
 # --------------------------------------------------------------------------------------------------------- the whole
@@ -211,6 +246,7 @@ class TrainingSpec(_Strict):
     method: MethodConfig
     optimisation: Optimisation
     deepspeed: DeepSpeedSpec = DeepSpeedSpec()
+    checkpoints: CheckpointSpec = CheckpointSpec()
     resources: Resources = Resources()
 
     @model_validator(mode="before")
@@ -229,15 +265,12 @@ class TrainingSpec(_Strict):
         object.__setattr__(self, "method", self.method.resolved(preset))
         resolved = _resolve_optimisation(self, preset)
         object.__setattr__(self, "optimisation", resolved)
+        every = self.checkpoints.every or max(1, (resolved.steps or 0) // 10)
+        object.__setattr__(self, "checkpoints", self.checkpoints.model_copy(update={"every": every}))
         object.__setattr__(self, "tokenizer", self.tokenizer or _tokenizer_of(self.model))
-        if resolved.dtype == "bf16" and self.deepspeed.zero_stage == 0:
-            raise refuse(
-                "deepspeed.zero_stage",
-                "zero_stage 0 with dtype bf16 keeps no fp32 master weights that a switch could reset; "
-                "use zero_stage 1, 2 or 3, or dtype fp32",
-            )
-        if self.deepspeed.offload == "cpu" and self.deepspeed.zero_stage == 0:
-            raise refuse("deepspeed.offload", "offload cpu needs zero_stage 1, 2 or 3; stage 0 has nothing to offload")
+        impossible = combination_problem(self.method, resolved, self.deepspeed)
+        if impossible:
+            raise refuse(*impossible)
         if isinstance(self.model, PresetModel):
             problem = rank_problem(self.method, PRESETS[self.model.preset], self.model.preset)
             if problem:
@@ -278,15 +311,10 @@ def starts_from_weights(model: ModelSpec) -> bool:
 
 
 def _check_method(spec: "TrainingSpec") -> None:
-    method, optimisation, stage = spec.method, spec.optimisation, spec.deepspeed.zero_stage
+    method, optimisation = spec.method, spec.optimisation
     assert optimisation.steps is not None
     if method.name == "full" and optimisation.others_learning_rate is not None:
         raise refuse("optimisation.others_learning_rate", "full replaces nothing and has one rate; leave it out")
-    if optimisation.dtype == "bf16" and stage == 1 and method.large_switches(optimisation.steps)[0] > 1:
-        raise refuse(
-            "method.switch_batches",
-            "a large switch at zero_stage 1 would add its gradients up in bf16, and lose digits; use zero_stage 2 or 3",
-        )
     problem = problem_of(method, optimisation.steps, starts_from_weights(spec.model), optimisation.weight_decay)
     if problem:
         raise refuse(*problem)
@@ -330,6 +358,5 @@ def _resolve_optimisation(spec: TrainingSpec, preset: str | None) -> Optimisatio
             "learning_rate": given.learning_rate or spec.method.learning_rate(preset),
             "warmup_steps": warmup,
             "evaluate_every": given.evaluate_every or tenth,
-            "checkpoint_every": given.checkpoint_every or tenth,
         }
     )

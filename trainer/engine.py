@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from trainer.config import TrainingSpec
+from trainer.lowrank.adapted import OnModule, leave
 from trainer.methods.base import Method
 from trainer.optimizer import Rules
 
@@ -16,8 +17,14 @@ def configuration(spec: TrainingSpec) -> dict[str, Any]:
     optimisation, micro = spec.optimisation, spec.optimisation.micro_batch
     assert micro is not None
     zero: dict[str, Any] = {"stage": spec.deepspeed.zero_stage}
-    if spec.deepspeed.offload == "cpu":
-        zero["offload_optimizer"] = {"device": "cpu"}
+    for key, device in (
+        ("offload_optimizer", spec.deepspeed.offload),
+        ("offload_param", spec.deepspeed.offload_parameters),
+    ):
+        if device != "none":
+            zero[key] = {"device": device} | ({"nvme_path": spec.deepspeed.nvme_path} if device == "nvme" else {})
+    if spec.deepspeed.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = spec.deepspeed.persistence_threshold
     # Sums of bf16 gradients in fp32. At stage 1 DeepSpeed would change to an optimizer of another kind for it.
     types = {"grad_accum_dtype": "fp32"} if optimisation.dtype == "bf16" and spec.deepspeed.zero_stage >= 2 else {}
     largest = spec.method.large_switches(optimisation.steps or 0)[0]
@@ -35,6 +42,19 @@ def configuration(spec: TrainingSpec) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+def sharder(spec: TrainingSpec) -> OnModule:
+    """What shards a module of a model that is being assembled, as soon as the module has its values (stage 3)."""
+    if spec.deepspeed.zero_stage < 3:
+        return leave
+    settings = configuration(spec)
+
+    def shard(module: nn.Module) -> None:
+        if any(not hasattr(parameter, "ds_id") for parameter in module.parameters(recurse=False)):
+            deepspeed.zero.Init(module=module, config_dict_or_path=settings)
+
+    return shard
 
 
 def build_engine(spec: TrainingSpec, model: nn.Module, method: Method) -> Any:

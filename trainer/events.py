@@ -81,10 +81,14 @@ class Evaluated(_Event):
 
 
 class Checkpointed(_Event):
+    """A checkpoint of `step` counts from now on; later steps may have been made meanwhile."""
+
     type: Literal["checkpointed"] = "checkpointed"
     path: str
     bytes: int
-    seconds: float
+    seconds: float = Field(description="from the beginning until it counted")
+    stalled_seconds: float = Field(default=0.0, description="how long training stood still for it")
+    loss: float | None = Field(default=None, description="on the held-out sequences, where it is known")
 
 
 class Stopped(_Event):
@@ -129,7 +133,8 @@ class EventLog:
             os.write(self._descriptor, b"\n")
 
     def write(self, event: Event) -> None:
-        self.last_step = event.step
+        # A checkpoint may count only after later steps.
+        self.last_step = max(self.last_step, event.step)
         line = event.model_dump_json().encode() + b"\n"
         if os.write(self._descriptor, line) != len(line):
             raise OSError(errno.ENOSPC, "an event could not be written whole: the disk is full")

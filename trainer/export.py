@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from trainer import checkpoint
+from trainer.assemble import assemble
+from trainer.checkpoint.place import place_of
+from trainer.checkpoint.reading import newest
 from trainer.config import TrainingSpec
 from trainer.errors import CheckpointError
 from trainer.methods import make_method
-from trainer.model import build_model
 from trainer.rundir import RunDir
 from trainer.tokenizer import load_tokenizer
 
@@ -18,14 +19,12 @@ def export(rundir: RunDir, out: Path) -> int:
     Raises CheckpointError where the run has no complete checkpoint.
     """
     spec = TrainingSpec.model_validate_json(rundir.spec.read_text())
-    found = checkpoint.newest(rundir)
+    found = newest(place_of(spec, rundir))
     if found is None:
         raise CheckpointError(f"{rundir.checkpoints} holds no complete checkpoint; let the run reach its first one")
     tokenizer = load_tokenizer(str(rundir.tokenizer))
-    model = build_model(spec, tokenizer)
     method = make_method(spec)
-    method.attach(model)
-    checkpoint.load_values(found, model)
+    model, _ = assemble(spec, tokenizer, method, found)
     method.load_state(found.method)
     for name, plain in method.plain_modules().items():
         parent, _, child = name.rpartition(".")

@@ -82,7 +82,7 @@ class Elements(_Counts):
               where W itself is updated, it does not exist
     basis     fixed factors, stored as parameters
     moments   of the optimizer
-    index     places of entries, int32 buffers
+    index     places of entries, stored as int32 parameters
     residual  GaLore+'s residual and its moments, float32 buffers
     """
 
@@ -185,7 +185,8 @@ def _rank(settings: methods.RankedSettings, matrix: Matrix) -> int:
 
 @dataclass(frozen=True)
 class Parts(_Counts):
-    """Bytes. `weights`: trained and frozen; `buffers`: index and residual; `masters`: fp32 copies that are stepped."""
+    """Bytes. `weights`: trained and frozen; `basis`: bases and places; `buffers`: residuals; `masters`: fp32 copies
+    that are stepped, or merged into."""
 
     weights: int = 0
     basis: int = 0
@@ -213,15 +214,22 @@ def memory(
     *,
     dtype: Literal["fp32", "bf16"],
     zero_stage: Literal[0, 1, 2, 3],
+    merge: Literal["nearest", "stochastic", "fp32"] = "nearest",
     offload: Literal["none", "cpu"] = "none",
+    offload_parameters: Literal["none", "cpu"] = "none",
     processes: int = 1,
 ) -> Memory:
-    """Bytes of the rank that has most. Raises SpecError as `elements`, and for what no run can be."""
+    """Bytes of the rank that has most; the settings' names are the spec's.
+
+    Raises SpecError as `elements`, and for what no run can be.
+    """
     if zero_stage == 0 and (dtype == "bf16" or offload == "cpu"):
         raise SpecError(
             f"deepspeed.zero_stage: stage 0 with dtype {dtype} and offload {offload} does not run; "
             "use zero_stage 1, 2 or 3, or dtype fp32 without offload"
         )
+    if zero_stage < 3 and offload_parameters != "none":
+        raise SpecError(f"deepspeed.offload_parameters: stage {zero_stage} keeps parameters whole; use zero_stage 3")
     if processes < 1:
         raise SpecError(f"resources.processes: {processes} is below 1")
     found = elements(settings, model)
@@ -233,20 +241,25 @@ def memory(
     trained = share(found.trained, 2)
     parameters = Parts(
         weights=width * share(found.frozen + found.trained, 3),
-        basis=width * share(found.basis, 3),
-        # No stage shards a buffer.
-        buffers=4 * (found.index + found.residual),
-        gradients=width * trained if zero_stage < 2 else 0,
+        basis=width * share(found.basis, 3) + 4 * share(found.index, 3),
     )
-    # What offload moves.
-    shards = Parts(
+    # No stage shards a buffer, and nothing moves it.
+    fixed = Parts(buffers=4 * found.residual, gradients=width * trained if zero_stage < 2 else 0)
+    merged = found.frozen if merge == "fp32" else 0
+    states = Parts(
         # Added up in fp32; see engine.configuration.
         gradients=4 * trained if zero_stage >= 2 else 0,
         # ZeRO copies trained parameters to a flat fp32 partition even where they are fp32 already.
-        masters=4 * share(found.trained, 1) if zero_stage >= 1 else 0,
+        masters=4 * (share(found.trained, 1) + share(merged, 1)) if zero_stage >= 1 else 0,
         moments=4 * share(found.moments, 1),
     )
-    return Memory(parameters, shards) if offload == "cpu" else Memory(parameters + shards, Parts())
+    device, host = fixed, Parts()
+    for parts, where in ((parameters, offload_parameters), (states, offload)):
+        if where == "none":
+            device += parts
+        else:
+            host += parts
+    return Memory(device, host)
 
 
 # -------------------------------------------------------------------------------------------------- as papers count

@@ -100,10 +100,16 @@ _SWITCH_BATCHES = (
 )
 
 
-class _GradientSettings(SubspaceSettings):
+class GradientSettings(SubspaceSettings):
     """A subspace that is chosen from the gradient."""
 
     switch_batches: int = Field(default=1, ge=1, le=4096, description=_SWITCH_BATCHES)
+    gradients_at_once: int | None = Field(
+        default=None,
+        ge=1,
+        description="full gradients that a switch adds up at a time where a step has several micro-batches; it goes "
+        "through them once for so many matrices. Default: those of one decoder block",
+    )
 
     def large_switches(self, steps: int) -> tuple[int, range]:
         return self.switch_batches, range(0, steps, self.period)
@@ -116,7 +122,7 @@ class _SparseSettings(SubspaceSettings):
     alpha: float = Field(default=1.0, gt=0, description="α, scale of the update")
 
 
-class _SvdSettings(_GradientSettings, RankedSettings):
+class _SvdSettings(GradientSettings, RankedSettings):
     """A basis of singular vectors of the gradient."""
 
     svd: Literal["exact", "randomized"] = Field(
@@ -186,7 +192,7 @@ arXiv:2412.19820"
     )
 
 
-class GaSareConfig(_SparseSettings, _GradientSettings):
+class GaSareConfig(_SparseSettings, GradientSettings):
     """Training only the k entries of a matrix that have the largest gradients, renewed every `period` steps."""
 
     summary = "AdamW on the k entries with the largest gradients of each matrix, renewed every period steps."

@@ -1,50 +1,103 @@
-"""The model of a spec: a preset, a Hugging Face directory, or the hub."""
+"""The model of a spec: a preset, a Hugging Face directory, or the hub. Its structure here, its values from weights.py.
 
+A structure has its parameters on torch's meta device: it takes no memory, and whoever builds on it says when each
+module gets its values. A model that cannot be filled module by module (see `fills_by_module`) comes whole.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from trainer.config import HubModel, PresetModel, TrainingSpec
+from trainer.config import HubModel, PresetModel, TrainingSpec, starts_from_weights
 from trainer.errors import SpecError, unloadable
 from trainer.presets import PRESETS
+from trainer.weights import Drawn, Filler, Source, Stored, directory_of, without_values
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Fill = Callable[[nn.Module], None]
 
 
 def build_model(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The model in the spec's dtype on the CPU, its random weights a function of the seed alone.
-
-    Raises SpecError when the vocabulary is smaller than the tokeniser's or the sequences are longer than the model's.
-    """
-    dtype = DTYPES[spec.optimisation.dtype]
-    torch.manual_seed(spec.optimisation.seed)
-    if isinstance(spec.model, PresetModel):
-        model = _random(_preset_config(spec, spec.model, tokenizer), dtype)
-    else:
-        source = spec.model.hub if isinstance(spec.model, HubModel) else spec.model.path
-        revision = {"revision": spec.model.revision} if isinstance(spec.model, HubModel) else {}
-        try:
-            config = AutoConfig.from_pretrained(source, **revision)
-            if spec.model.weights == "random":
-                model = _random(config, dtype)
-            else:
-                model = AutoModelForCausalLM.from_pretrained(
-                    source, **revision, dtype=dtype, attn_implementation="sdpa"
-                )
-        except (OSError, ValueError) as error:
-            raise unloadable("model", source, error) from error
-    _check_sizes(model, spec, len(tokenizer))
-    if spec.optimisation.activation_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    """The model whole in this process, on the CPU: what training starts from, before a method changes it."""
+    model, source = structure(spec, tokenizer)
+    filler = Filler(model, source)
+    for module in in_order(model):
+        filler.fill(module)
     return model
 
 
-def _preset_config(spec: TrainingSpec, preset: PresetModel, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
-    shape = PRESETS[preset.preset]
+def structure(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase, values: bool = True) -> tuple[Any, Source]:
+    """(model in the spec's dtype, where its first values come from; random ones are functions of the seed alone).
+
+    Without `values` no parameter has any, and no weights are looked for: a checkpoint has them. Raises SpecError when
+    the vocabulary is smaller than the tokeniser's or the sequences are longer than the model's.
+    """
+    dtype = DTYPES[spec.optimisation.dtype]
+    name, revision = _where(spec)
+    try:
+        config = AutoConfig.from_pretrained(name, **revision) if name else _preset_config(spec, tokenizer)
+        with torch.device("meta"):
+            model = _from_config(config, dtype)
+        source: Source = Drawn(model, spec.optimisation.seed)
+        stored = starts_from_weights(spec.model) and values
+        if fills_by_module(model):
+            if stored:
+                source = Stored(directory_of(name, revision))
+                if not source.has_all_of(model):
+                    # Names or shapes that transformers changes on the way, or no safetensors: its own loader knows.
+                    model = _loaded(name, revision, dtype)
+        else:
+            torch.manual_seed(spec.optimisation.seed)
+            model = _loaded(name, revision, dtype) if stored else _from_config(config, dtype)
+            if not values:
+                without_values(model)
+    except (OSError, ValueError) as error:
+        raise unloadable("model", name, error) from error
+    _check_sizes(model, spec, len(tokenizer))
+    if spec.optimisation.activation_checkpointing:
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return model, source
+
+
+def in_order(model: nn.Module) -> list[nn.Module]:
+    """The modules, each after its children."""
+    return [module for child in model.children() for module in in_order(child)] + [model]
+
+
+def fills_by_module(model: PreTrainedModel) -> bool:
+    """Whether each module's values can be made knowing that module alone.
+
+    So it is where transformers' general initialisation is not overridden, and no module but rotary embeddings, whose
+    tables follow from the configuration, has buffers.
+    """
+    general = all(
+        type(module)._init_weights is PreTrainedModel._init_weights
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel)
+    )
+    return general and all(
+        hasattr(module, "original_inv_freq") or not list(module.buffers(recurse=False)) for module in model.modules()
+    )
+
+
+def _where(spec: TrainingSpec) -> tuple[str, dict[str, str]]:
+    """(directory or hub id, revision); no name for a preset."""
+    if isinstance(spec.model, PresetModel):
+        return "", {}
+    if isinstance(spec.model, HubModel):
+        return spec.model.hub, {"revision": spec.model.revision}
+    return spec.model.path, {}
+
+
+def _preset_config(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    assert isinstance(spec.model, PresetModel)
+    shape = PRESETS[spec.model.preset]
     return LlamaConfig(
-        vocab_size=preset.vocabulary or len(tokenizer),
+        vocab_size=spec.model.vocabulary or len(tokenizer),
         hidden_size=shape.hidden,
         intermediate_size=shape.ffn,
         num_attention_heads=shape.heads,
@@ -58,7 +111,7 @@ def _preset_config(spec: TrainingSpec, preset: PresetModel, tokenizer: PreTraine
     )
 
 
-def _random(config: PretrainedConfig, dtype: torch.dtype) -> Any:
+def _from_config(config: PretrainedConfig, dtype: torch.dtype) -> Any:
     # Drawn in fp32 and cast after, so that fp32 and bf16 runs start from the same weights.
     model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # transformers' own
         config, attn_implementation="sdpa", dtype=torch.float32
@@ -67,6 +120,10 @@ def _random(config: PretrainedConfig, dtype: torch.dtype) -> Any:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
+
+
+def _loaded(name: str, revision: dict[str, str], dtype: torch.dtype) -> Any:
+    return AutoModelForCausalLM.from_pretrained(name, **revision, dtype=dtype, attn_implementation="sdpa")
 
 
 def _check_sizes(model: Any, spec: TrainingSpec, tokens: int) -> None:

@@ -2,13 +2,12 @@
 
     adamw      M ← β₁M + (1−β₁)G   V ← β₂V + (1−β₂)G²   θ ← (1 − ηλ)θ − η·M̂/(√V̂ + ε)        torch's own AdamW
     msgd       M ← β₁M + (1−β₁)G                         θ ← (1 − ηλ)θ − η·M
-    direction  M, V as in adamw                          θ ← M̂/(√V̂ + ε)
+    moments    M, V as in adamw                          θ stays
     gradient                                             θ ← G
 
-The last two hand a value out instead of making a step: `direction` is what LORO's exact step retracts along, and
-`gradient` is a gradient that a method wants to see after DeepSpeed has reduced and clipped it. The method that asks
-for them reads the parameter after the step and writes what belongs there. A group's rule may change between steps, as
-long as its moments stay the same.
+With `moments` the method makes the step itself, from the direction that follows from the moments (LORO's exact step).
+`gradient` is a gradient that a method wants to see after DeepSpeed has reduced and clipped it. A group's rule may
+change between steps, as long as its moments stay the same.
 """
 
 from collections.abc import Callable
@@ -21,9 +20,15 @@ from torch.optim.adamw import adamw
 MOMENTS: dict[str, tuple[str, ...]] = {
     "adamw": ("exp_avg", "exp_avg_sq"),
     "msgd": ("exp_avg",),
-    "direction": ("exp_avg", "exp_avg_sq"),
+    "moments": ("exp_avg", "exp_avg_sq"),
     "gradient": (),
 }
+
+
+def direction(first: Tensor, second: Tensor, count: int, betas: tuple[float, float], epsilon: float) -> Tensor:
+    """Adam's M̂/(√V̂ + ε), from moments after `count` updates."""
+    root = (second / (1 - betas[1] ** count)).sqrt_().add_(epsilon)
+    return first / (1 - betas[0] ** count) / root
 
 
 class Rules(torch.optim.Optimizer):
@@ -81,11 +86,8 @@ def _msgd(group: dict[str, Any], parameters: list[Tensor], states: list[dict[str
         parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * state["exp_avg"])
 
 
-def _direction(group: dict[str, Any], parameters: list[Tensor], states: list[dict[str, Tensor]]) -> None:
-    for parameter in parameters:
-        parameter.zero_()
-    # 0 − (−1)·M̂/(√V̂ + ε)
-    _adamw(group | {"lr": -1.0, "weight_decay": 0.0}, parameters, states)
+def _moments(group: dict[str, Any], parameters: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+    _adamw(group | {"lr": 0.0, "weight_decay": 0.0}, parameters, states)
 
 
 def _gradient(group: dict[str, Any], parameters: list[Tensor], states: list[dict[str, Tensor]]) -> None:
@@ -94,4 +96,4 @@ def _gradient(group: dict[str, Any], parameters: list[Tensor], states: list[dict
         parameter.copy_(parameter.grad)
 
 
-_RULES = {"adamw": _adamw, "msgd": _msgd, "direction": _direction, "gradient": _gradient}
+_RULES = {"adamw": _adamw, "msgd": _msgd, "moments": _moments, "gradient": _gradient}

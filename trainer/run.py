@@ -8,13 +8,15 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from trainer import checkpoint, data, events
+from trainer import data, events
+from trainer.assemble import assemble
+from trainer.checkpoint import place, reading
+from trainer.checkpoint.writing import Writer
 from trainer.config import TrainingSpec
-from trainer.engine import build_engine
+from trainer.engine import build_engine, sharder
 from trainer.errors import DivergenceError, SpecError
 from trainer.hardware import model_flops_utilization
 from trainer.methods import make_method
-from trainer.model import build_model
 from trainer.rundir import RunDir
 from trainer.schedule import learning_rate
 from trainer.tokenizer import load_tokenizer
@@ -43,21 +45,23 @@ class Run:
         tokenizer = load_tokenizer(spec.tokenizer)
         self.sequences = data.Sequences(spec, rundir.data, dist.get_rank(), self.device)
 
-        model = build_model(spec, tokenizer)
-        self.parameters = sum(p.numel() for p in model.parameters())
+        where = place.place_of(spec, rundir)
+        if spec.checkpoints.url and dist.get_rank() == 0:
+            place.check(where)
+        self.writer = Writer(where, spec.checkpoints)
+        resumed = reading.newest_for_all(where)
         self.method = make_method(spec)
-        self.method.attach(model)
-        resumed = checkpoint.newest_for_all(rundir)
-        if resumed:
-            checkpoint.load_values(resumed, model)
+        model, self.parameters = assemble(spec, tokenizer, self.method, resumed, sharder(spec))
         self.engine = build_engine(spec, model, self.method)
         self.model = self.engine.module
         self.shards = Shards(self.engine)
+        self.method.keep_masters(self.shards)
         self.step = 0
         if resumed:
-            checkpoint.load_training_state(resumed, self.model, self.shards)
+            reading.load_training_state(resumed, self.model, self.shards)
             self.method.load_state(resumed.method)
             self.step = resumed.step
+            where.release(resumed.step)
 
     def started(self) -> events.Started:
         state_bytes = self.shards.state_bytes()
@@ -85,20 +89,25 @@ class Run:
         made = update(self.engine, self.method, self.shards, self.step, rate, batches, self._seed_step)
         self.step += 1
 
-        mean_loss, peak_host, peak_device, stop = self._exchange(made.loss, stop_requested())
+        mean_loss, peak_host, peak_device, stop, written = self._exchange(made.loss, stop_requested())
         if not torch.isfinite(torch.tensor([mean_loss, made.gradient_norm])).all():
             raise DivergenceError(
                 f"step {self.step}: loss {mean_loss}, gradient norm {made.gradient_norm}; "
                 f"the last checkpoint is before it; {_CALMER}"
             )
         self._report_step(made, mean_loss, time.perf_counter() - began, peak_host, peak_device)
+        if self.writer.pending and written:
+            self.commit()
         return stop
 
-    def evaluate(self) -> None:
-        """Loss on the held-out sequences, shared out over the ranks; every rank makes as many forward passes."""
+    def evaluate(self) -> float | None:
+        """Loss on the held-out sequences, shared out over the ranks; every rank makes as many forward passes.
+
+        None where nothing is held out.
+        """
         batches = self.sequences.validation_batches()
         if not batches:
-            return
+            return None
         began = time.perf_counter()
         rank, world = dist.get_rank(), dist.get_world_size()
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss × sequences, sequences
@@ -118,20 +127,30 @@ class Run:
         perplexity = float(torch.tensor(loss, dtype=torch.float64).exp())
         seconds = time.perf_counter() - began
         self.emit(events.Evaluated(step=self.step, loss=loss, perplexity=perplexity, sequences=count, seconds=seconds))
+        return loss
 
-    def save(self) -> None:
-        began = time.perf_counter()
-        path = checkpoint.save(
-            self.rundir,
-            self.model,
-            self.shards,
-            self.step,
-            self.method.state(),
-            self.spec.optimisation.keep_checkpoints,
+    def save(self, loss: float | None = None, wait: bool = True) -> None:
+        """Begin a checkpoint of the step; `loss` is its held-out loss, where one is known. With `wait` it is whole when
+        this returns; else it is committed after a later step."""
+        if self.writer.pending:
+            self.commit()
+        self.writer.begin(self.model, self.shards, self.step, self.method.state(), loss)
+        if wait or not self.spec.checkpoints.asynchronous:
+            self.commit()
+
+    def commit(self) -> None:
+        """Finish the checkpoint that is being written."""
+        made = self.writer.commit()
+        self.emit(
+            events.Checkpointed(
+                step=made.step,
+                path=made.url,
+                bytes=made.bytes,
+                seconds=made.seconds,
+                stalled_seconds=made.stalled,
+                loss=made.loss,
+            )
         )
-        size = checkpoint.total_bytes(path) if dist.get_rank() == 0 else 0
-        seconds = time.perf_counter() - began
-        self.emit(events.Checkpointed(step=self.step, path=str(path), bytes=size, seconds=seconds))
 
     def _report_step(self, made: Update, loss: float, seconds: float, peak_host: int, peak_device: int) -> None:
         """`loss` and the peaks are the ranks' together. Called with `step` already counted."""
@@ -163,16 +182,18 @@ class Run:
             )
         )
 
-    def _exchange(self, loss: float, stop: bool) -> tuple[float, int, int, bool]:
-        """(mean loss, largest host peak, largest device peak, whether any rank was asked to stop), on all ranks."""
+    def _exchange(self, loss: float, stop: bool) -> tuple[float, int, int, bool, bool]:
+        """(mean loss, largest host peak, largest device peak, whether any rank was asked to stop, whether every rank
+        has written its part of a checkpoint), on all ranks."""
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         device = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
-        mine = torch.tensor([loss, host, device, float(stop)], dtype=torch.float64, device=self.device)
+        figures = [loss, host, device, float(stop), float(not self.writer.is_written)]
+        mine = torch.tensor(figures, dtype=torch.float64, device=self.device)
         everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(everyone, mine)
         table = torch.stack(everyone).cpu()
         largest = table.max(dim=0).values
-        return float(table[:, 0].mean()), int(largest[1]), int(largest[2]), bool(largest[3])
+        return float(table[:, 0].mean()), int(largest[1]), int(largest[2]), bool(largest[3]), not bool(largest[4])
 
     def _seed_step(self) -> None:
         """Random numbers of the step (dropout) as a pure function of seed, step and rank: nothing to save."""

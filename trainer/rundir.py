@@ -17,6 +17,11 @@ from pathlib import Path
 COMPLETE = "COMPLETE"
 
 
+def step_directory(step: int) -> str:
+    """The name of a checkpoint's directory."""
+    return f"step-{step:08d}"
+
+
 class RunDir:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -30,11 +35,7 @@ class RunDir:
         self.checkpoints = self.root / "checkpoints"
 
     def checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"step-{step:08d}"
-
-    def complete_checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first. A directory without its marker does not count."""
-        return sorted(marker.parent for marker in self.checkpoints.glob(f"step-{'[0-9]' * 8}/{COMPLETE}"))
+        return self.checkpoints / step_directory(step)
 
     def log_tail(self, size: int) -> str:
         """The last `size` bytes of the log, whole lines; empty if there is none."""

@@ -46,7 +46,7 @@ def train(spec: TrainingSpec, rundir: RunDir, emit: Emit) -> None:
 
 def _loop(run: Run, stop_request: "_StopRequest") -> bool:
     """Whether the end was reached; if not, a stop was requested. Either way all ranks have saved the last step."""
-    optimisation = run.spec.optimisation
+    optimisation, checkpoints = run.spec.optimisation, run.spec.checkpoints
     steps = whole(optimisation.steps)
     run.emit(run.started())
     if run.step == 0:
@@ -54,10 +54,11 @@ def _loop(run: Run, stop_request: "_StopRequest") -> bool:
     while run.step < steps:
         stop = run.train_step(stop_request.present)
         last = run.step == steps
-        if last or run.step % whole(optimisation.evaluate_every) == 0:
-            run.evaluate()
-        if last or stop or run.step % whole(optimisation.checkpoint_every) == 0:
-            run.save()
+        due = last or run.step % whole(checkpoints.every) == 0
+        evaluated = last or run.step % whole(optimisation.evaluate_every) == 0 or (due and checkpoints.keep_best)
+        loss = run.evaluate() if evaluated else None
+        if due or stop:
+            run.save(loss, wait=last or stop)
         if stop and not last:
             return False
     return True

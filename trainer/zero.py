@@ -38,13 +38,17 @@ def shape_of(parameter: Any) -> torch.Size:
 
 
 class Shards:
-    """The one way to the values of an engine whose optimizer is `Rules`. Groups are addressed by their names."""
+    """The one way to the values of an engine whose optimizer is `Rules`. Groups are addressed by their names.
+
+    A frozen parameter may be given a master too (`keep_master`): each rank holds a flat fp32 run of it.
+    """
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
         self._stage: int = engine.zero_optimization_stage()
         self._world = dist.get_world_size()
         self._rank = dist.get_rank()
+        self._frozen_masters: dict[Any, Tensor] = {}
         self._create_state()
 
     @property
@@ -66,6 +70,8 @@ class Shards:
 
         Collective. The result is a copy on the engine's device.
         """
+        if parameter in self._frozen_masters:
+            return self._gather(parameter, self._frozen_masters[parameter])
         if self._stage == 3:
             if parameter.requires_grad:
                 return self._gather(parameter, safe_get_local_fp32_param(parameter))
@@ -78,6 +84,9 @@ class Shards:
     def write(self, parameter: Any, value: Tensor) -> None:
         """Set the whole value, master and forward copy alike. `value` must be equal on all ranks."""
         flat = value.detach().reshape(-1)
+        if parameter in self._frozen_masters:
+            master = self._frozen_masters[parameter]
+            master.copy_(self._part(flat, master.numel()))
         if self._stage == 3:
             mine = self._own_part(parameter, flat)
             parameter.ds_tensor.data.copy_(mine)
@@ -90,6 +99,16 @@ class Shards:
         if self._stage > 0 and parameter.requires_grad and (found := self._fragment(parameter, None)):
             start, fragment = found
             fragment.copy_(flat[start : start + fragment.numel()])
+
+    def keep_master(self, parameter: Any, device: torch.device) -> None:
+        """Keep a frozen parameter in fp32 too, this rank's run of it, on `device`."""
+        flat = self.read(parameter).reshape(-1).float()
+        size = -(-flat.numel() // self._world)
+        self._frozen_masters[parameter] = self._part(flat, size).to(device, copy=True)
+
+    def frozen_master_bytes(self) -> int:
+        """Of this rank's."""
+        return sum(master.numel() * master.element_size() for master in self._frozen_masters.values())
 
     def read_moment(self, parameter: Any, key: str) -> Tensor:
         """One of the parameter's moments, whole, fp32. Collective."""
@@ -120,6 +139,10 @@ class Shards:
 
     def group(self, name: str) -> dict[str, Any]:
         return next(group for group in self.parameter_groups if group["name"] == name)
+
+    def has_master(self, parameter: Any) -> bool:
+        """Whether there is a value of the parameter in more digits than the forward pass reads."""
+        return bool(parameter.requires_grad) or parameter in self._frozen_masters
 
     def moments_of(self, parameter: Any) -> tuple[str, ...]:
         """Which moments the parameter's rule keeps; none for a frozen one."""
@@ -225,7 +248,10 @@ class Shards:
         return whole[: shape.numel()].view(shape)
 
     def _own_part(self, parameter: Any, flat: Tensor) -> Tensor:
-        """Stage 3: this rank's shard of a flattened whole, padded with zeros to the shard's size."""
-        size = parameter.ds_tensor.numel()
+        """Stage 3: this rank's shard of a flattened whole."""
+        return self._part(flat, parameter.ds_tensor.numel())
+
+    def _part(self, flat: Tensor, size: int) -> Tensor:
+        """This rank's run of a flattened whole that is cut into runs of `size`, padded with zeros."""
         mine = flat[self._rank * size : (self._rank + 1) * size]
         return torch.nn.functional.pad(mine, (0, size - mine.numel()))

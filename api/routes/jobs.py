@@ -24,6 +24,8 @@ from jobs.queue import BROKER_ERRORS
 from jobs.requests import JobRequest
 from jobs.states import State
 from jobs.tables import Job
+from trainer.checkpoint.retention import kept
+from trainer.config import CheckpointSpec
 from trainer.preflight import preflight
 from trainer.rundir import RunDir
 
@@ -131,10 +133,20 @@ def get_metrics(
 def list_checkpoints(given: Given, job_id: str) -> ListView[CheckpointView]:
     """Newest first."""
     rows = store.checkpoints(given.database, job_id)
-    keep = store.get(given.database, job_id).spec["optimisation"]["keep_checkpoints"]
+    wanted = CheckpointSpec.model_validate(store.get(given.database, job_id).spec["checkpoints"])
+    steps = kept({row.step: row.loss for row in rows}, wanted)
     found = [
-        CheckpointView(step=c.step, at=c.at, path=c.path, bytes=c.bytes, seconds=c.seconds, kept=number < keep)
-        for number, c in enumerate(rows)
+        CheckpointView(
+            step=row.step,
+            at=row.at,
+            path=row.path,
+            bytes=row.bytes,
+            seconds=row.seconds,
+            stalled_seconds=row.stalled_seconds,
+            loss=row.loss,
+            kept=row.step in steps,
+        )
+        for row in rows
     ]
     return ListView[CheckpointView](data=found, has_more=False)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from trainer import events
+from trainer.checkpoint.place import Directory
 from trainer.process import free_port
 from trainer.rundir import RunDir
 
@@ -89,6 +90,11 @@ def is_pending(number: signal.Signals, pid: int) -> bool:
 
 def wait_for_step(rundir: RunDir, step: int) -> None:
     wait_until(lambda: max(curve(rundir), default=0) >= step)
+
+
+def wait_for_checkpoint(rundir: RunDir) -> None:
+    """For one to go on from."""
+    wait_until(lambda: bool(Directory(rundir.checkpoints).complete_steps()))
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

@@ -40,7 +40,7 @@ def live_bytes(run: Run) -> dict[str, int]:
     states = [state for _, state in run.shards._states()]
     return {
         "parameters": size(getattr(p, "ds_tensor", p) for p in run.model.parameters()),
-        "masters": size(masters) if run.spec.deepspeed.zero_stage else 0,
+        "masters": (size(masters) if run.spec.deepspeed.zero_stage else 0) + run.shards.frozen_master_bytes(),
         "moments": size(value for state in states for key, value in state.items() if key != "step"),
         "buffers": size(buffer for layer in run.method.layers for buffer in layer.buffers()),
     }

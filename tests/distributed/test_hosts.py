@@ -23,11 +23,13 @@ from tests.distributed.agents import (
     kill_rank,
     rank_of,
     starts,
+    wait_for_checkpoint,
     wait_for_step,
     wait_until,
 )
 from tests.distributed.case import read_json, spec
 from trainer import events
+from trainer.checkpoint.place import Directory
 from trainer.process import free_port
 from trainer.rundir import RunDir
 
@@ -36,8 +38,8 @@ TWO_HOSTS, ELASTIC = {"processes": 1, "hosts": 2}, {"processes": 1, "hosts": 2, 
 
 
 def make(directory: Path, name: str, resources: dict[str, int]) -> RunDir:
-    optimisation = {"steps": STEPS, "checkpoint_every": EVERY, "evaluate_every": STEPS}
-    wanted = spec(directory, resources=resources, optimisation=optimisation)
+    optimisation = {"steps": STEPS, "evaluate_every": STEPS}
+    wanted = spec(directory, resources=resources, optimisation=optimisation, checkpoints={"every": EVERY})
     rundir = RunDir(directory / name)
     rundir.root.mkdir()
     rundir.spec.write_text(wanted.model_dump_json())
@@ -87,7 +89,7 @@ def test_a_killed_rank_is_started_again_and_the_curve_is_that_of_an_undisturbed_
     rundir = make(home, "killed-rank", TWO_HOSTS)
     with Agents(home / "logs-killed-rank") as agents:
         both = [agents.start(rundir, place) for place in (0, 1)]
-        wait_for_step(rundir, EVERY + 1)
+        wait_for_checkpoint(rundir)
         kill_rank(both[1])
         agents.wait(*both)
     assert curve(rundir) == undisturbed
@@ -103,7 +105,7 @@ def test_without_a_lost_host_the_other_goes_on_alone_where_min_hosts_allows(
     rundir = make(home, "lost-host", ELASTIC)
     with Agents(home / "logs-lost-host", nnodes="1:2") as agents:
         stays, goes = (agents.start(rundir, place) for place in (0, 1))
-        wait_for_step(rundir, EVERY + 1)
+        wait_for_checkpoint(rundir)
         goes.kill()
         agents.wait(stays)
     assert curve(rundir) == pytest.approx(undisturbed, abs=1e-6)
@@ -118,7 +120,7 @@ def test_a_host_that_joins_later_trains_with_those_that_began(home: Path, undist
     rundir = make(home, "joined", ELASTIC)
     with Agents(home / "logs-joined", nnodes="1:2") as agents:
         began = agents.start(rundir, 0)
-        wait_for_step(rundir, EVERY + 1)
+        wait_for_checkpoint(rundir)
         # Or the run would be over before the other host is there.
         rank = rank_of(began)
         rank.suspend()
@@ -138,7 +140,7 @@ def test_a_host_in_place_of_a_lost_one_takes_up_its_part(home: Path, undisturbed
     rundir = make(home, f"replaced-{way}", TWO_HOSTS)
     with Agents(home / f"logs-replaced-{way}") as agents:
         stays, goes = (agents.start(rundir, place) for place in (0, 1))
-        wait_for_step(rundir, EVERY + 1)
+        wait_for_checkpoint(rundir)
         if way == "killed":
             goes.kill()
         else:
@@ -160,7 +162,7 @@ def test_without_the_host_of_the_rendezvous_all_end_and_can_be_started_again(
     rundir = make(home, "lost-first", TWO_HOSTS)
     with Agents(home / "logs-lost-first") as agents:
         first, second = (agents.start(rundir, place) for place in (0, 1))
-        wait_for_step(rundir, EVERY + 1)
+        wait_for_checkpoint(rundir)
         first.kill()
         assert second.wait(SECONDS) != 0
         agents.wait(*[agents.start(rundir, place) for place in (0, 1)])
@@ -178,7 +180,7 @@ def test_a_stop_file_ends_the_run_on_every_host(home: Path) -> None:
         agents.wait(*both)
     last = events.read(rundir.events)[-1]
     assert isinstance(last, events.Stopped)
-    assert rundir.complete_checkpoints()[-1] == rundir.checkpoint(last.step)
+    assert Directory(rundir.checkpoints).complete_steps()[-1] == last.step
     assert last.step < STEPS
 
 
@@ -239,7 +241,7 @@ def answers(home: Path) -> Any:
     [
         ("spec", ["optimisation.learning_rate: 0.02 in", "0.01 in that of rank 0", "same spec.json"]),
         ("data", ["dataset: rank 1 on", "other tokens", "delete"]),
-        ("checkpoints", ["resources.hosts:", "is not the directory of rank 0", "mount the same one"]),
+        ("checkpoints", ["resources.hosts:", "which is not where those of rank 0", "mount the same directory"]),
     ],
 )
 def test_hosts_that_would_train_apart_are_told_before_the_first_step(answers: Any, case: str, words: list[str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.system.service import Service, running
 from trainer.rundir import RunDir
 
-LONG = {"steps": 250, "checkpoint_every": 40, "evaluate_every": 250}
+LONG = {"optimisation": {"steps": 250, "evaluate_every": 250}, "checkpoints": {"every": 40}}
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def undisturbed(service: Service) -> list[tuple[int, float]]:
-    job_id = service.submit(optimisation=LONG)
+    job_id = service.submit(**LONG)
     service.wait(job_id, "succeeded")
     return service.curve(job_id)
 
@@ -30,7 +30,7 @@ def undisturbed(service: Service) -> list[tuple[int, float]]:
 def test_a_killed_worker_s_job_goes_on_from_its_checkpoint(
     service: Service, undisturbed: list[tuple[int, float]]
 ) -> None:
-    job_id = service.submit(optimisation=LONG)
+    job_id = service.submit(**LONG)
     service.wait_for_step(job_id, 60)
     main = psutil.Process(service.stack.pid("worker-1"))
     for process in [*main.children(recursive=True), main]:
@@ -44,7 +44,7 @@ def test_a_killed_worker_s_job_goes_on_from_its_checkpoint(
 
 
 def test_a_killed_trainer_is_started_again(service: Service, undisturbed: list[tuple[int, float]]) -> None:
-    job_id = service.submit(optimisation=LONG)
+    job_id = service.submit(**LONG)
     service.wait_for_step(job_id, 60)
     for process in service.trainers(job_id):
         process.kill()
@@ -58,7 +58,7 @@ def test_a_killed_trainer_is_started_again(service: Service, undisturbed: list[t
 def test_a_worker_that_is_told_to_end_checkpoints_and_spends_no_attempt(
     service: Service, undisturbed: list[tuple[int, float]]
 ) -> None:
-    job_id = service.submit(optimisation=LONG)
+    job_id = service.submit(**LONG)
     service.wait_for_step(job_id, 60)
     worker = psutil.Process(service.stack.pid("worker-1"))
     worker.terminate()
@@ -73,7 +73,7 @@ def test_a_worker_that_is_told_to_end_checkpoints_and_spends_no_attempt(
 
 
 def test_the_api_may_die_while_a_job_runs(service: Service, undisturbed: list[tuple[int, float]]) -> None:
-    job_id = service.submit(optimisation=LONG)
+    job_id = service.submit(**LONG)
     service.wait_for_step(job_id, 30)
     service.stack.kill("api")
     service.stack.restart("api")
@@ -104,7 +104,7 @@ def test_a_broker_that_forgot_everything_loses_no_job(service: Service) -> None:
 
 
 def test_cancel_takes_effect_within_a_step_and_leaves_a_checkpoint(service: Service) -> None:
-    job_id = service.submit(optimisation=LONG | {"steps": 5000})
+    job_id = service.submit(optimisation={"steps": 5000, "evaluate_every": 250}, checkpoints={"every": 40})
     service.wait_for_step(job_id, 10)
     assert service.http.post(f"/v1/jobs/{job_id}/cancel").json()["state"] == "running"
     job = service.wait_until(job_id, lambda seen: seen["state"] == "cancelled")
@@ -115,7 +115,7 @@ def test_cancel_takes_effect_within_a_step_and_leaves_a_checkpoint(service: Serv
 
 
 def test_pause_and_resume_give_the_undisturbed_curve(service: Service, undisturbed: list[tuple[int, float]]) -> None:
-    job_id = service.submit(optimisation=LONG)
+    job_id = service.submit(**LONG)
     service.wait_for_step(job_id, 50)
     service.http.post(f"/v1/jobs/{job_id}/pause")
     service.wait(job_id, "paused")
@@ -136,7 +136,7 @@ def test_of_two_workers_the_idle_one_takes_the_next_job_at_once(tmp_path: Path) 
 def test_a_job_is_never_trained_twice_at_once(tmp_path: Path, undisturbed: list[tuple[int, float]]) -> None:
     """Its worker dies, its trainer is slow to end, and another worker waits: the other one must wait longer."""
     with running(tmp_path, workers=2) as service, Watch(service) as watch:
-        job_id = service.submit(optimisation=LONG)
+        job_id = service.submit(**LONG)
         watch.job_id = job_id
         service.wait_for_step(job_id, 60)
         (trainer,) = service.trainers(job_id)

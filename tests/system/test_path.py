@@ -17,7 +17,8 @@ def test_a_posted_job_is_trained_by_two_ranks_and_can_be_watched_to_its_end(tmp_
         job_id = service.submit(
             resources={"processes": 2},
             deepspeed={"zero_stage": 3},
-            optimisation={"steps": 30, "checkpoint_every": 15},
+            optimisation={"steps": 30},
+            checkpoints={"every": 15},
         )
         job = service.wait(job_id, "succeeded")
         assert job["progress"]["ratio"] == 1.0

@@ -200,7 +200,7 @@ def test_each_stage_shards_what_it_should(name: str) -> None:
             for part in first:
                 whole, share = getattr(alone, part), getattr(four, part)
                 assert whole <= 4 * share < whole + 16, (stage, part)
-            assert alone.buffers == four.buffers == 4 * (found.index + found.residual)
+            assert alone.buffers == four.buffers == 4 * found.residual
             assert (alone.weights == four.weights) == (stage < 3)
             assert (alone.gradients == four.gradients) == (stage < 2)
 
@@ -228,8 +228,25 @@ def test_offload_moves_and_changes_nothing(name: str, stage: int) -> None:
     assert (moved.host.gradients > 0) == (stage >= 2)
 
 
+def test_parameters_are_offloaded_beside_states() -> None:
+    here = rank_memory("gasare", zero_stage=3, processes=3, dtype="bf16", merge="fp32")
+    moved = rank_memory("gasare", zero_stage=3, processes=3, dtype="bf16", merge="fp32", offload_parameters="cpu")
+    assert moved.device + moved.host == here.device
+    assert (moved.host.weights, moved.host.basis) == (here.device.weights, here.device.basis)
+    assert moved.device.weights == moved.device.basis == 0
+    assert moved.device.masters == here.device.masters
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_copy_of_frozen_weights_is_sharded(stage: int) -> None:
+    found = elements(make("galore"), MODEL)
+    alone, four = (rank_memory(dtype="bf16", zero_stage=stage, merge="fp32", processes=n).device for n in (1, 4))
+    assert alone.masters == 4 * (found.trained + found.frozen)
+    assert alone.masters <= 4 * four.masters < alone.masters + 32
+
+
 def test_stage_0_runs_in_fp32_without_offload_only() -> None:
-    for changes in ({"dtype": "bf16"}, {"offload": "cpu"}):
+    for changes in ({"dtype": "bf16"}, {"offload": "cpu"}, {"offload_parameters": "cpu"}):
         with pytest.raises(SpecError, match="zero_stage"):
             rank_memory(zero_stage=0, **changes)
     with pytest.raises(SpecError, match="processes"):

@@ -62,7 +62,7 @@ def test_projecting_is_the_adjoint_of_embedding(kind: str) -> None:
         tall = exact_basis(draw(6, 8) if kind == "left" else draw(8, 6), 3)
         layer.basis.data = tall if kind == "left" else tall.T.contiguous()
     if isinstance(layer, EntriesLinear):
-        layer.positions.copy_(random_entries(48, layer.count, torch.Generator().manual_seed(2)))
+        layer.positions.data.copy_(random_entries(48, layer.count, torch.Generator().manual_seed(2)))
     gradient, core = draw(6, 8, seed=3), draw(*layer.core.shape, seed=4)
     weight = layer.product(torch.eye(8, dtype=torch.float64)).T
     (projected,) = torch.autograd.grad(weight, layer.core, gradient)

@@ -9,7 +9,7 @@ import torch
 from tests.trainer.alone import make_run
 from trainer import events
 from trainer.lowrank.entries import EntriesLinear
-from trainer.lowrank.probe import full_gradients
+from trainer.lowrank.probe import Give, each_gradient
 from trainer.lowrank.projected import ProjectedLinear
 from trainer.methods.galore import GaLore
 from trainer.run import Run
@@ -21,6 +21,18 @@ pytestmark = pytest.mark.usefixtures("process_group")
 def layers(run: Run) -> list[ProjectedLinear]:
     assert isinstance(run.method, GaLore)
     return run.method.layers
+
+
+def full_gradients(run: Run, at_once: int | None = None) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(layer: Any, gradient: torch.Tensor | None) -> None:
+        assert gradient is not None
+        assert layer.name not in found
+        found[layer.name] = gradient
+
+    each_gradient(run.model, layers(run), run.sequences.micro_batches(0), at_once, keep)
+    return found
 
 
 def loss(run: Run) -> float:
@@ -38,7 +50,10 @@ def test_a_switch_leaves_the_loss_as_it_was(tmp_path: Path, stage: int) -> None:
     assert any(layer.scale != 1.0 for layer in layers(run))
     from trainer.lowrank.switch import switch
 
-    gradients = {layer.name: torch.randn(layer.shape) for layer in layers(run)}
+    def gradients(give: Give) -> None:
+        for layer in layers(run):
+            give(layer, torch.randn(layer.shape))
+
     assert isinstance(run.method, GaLore)
     switch(layers(run), gradients, run.method.choose, run.shards, seed=0, step=3)
     assert loss(run) == pytest.approx(before, abs=2e-6)
@@ -53,7 +68,7 @@ def test_decay_is_folded_into_w_when_it_has_grown_large(tmp_path: Path) -> None:
         layer.scale = 0.3
     before = loss(run)
     for layer in layers(run):
-        layer.merge(run.shards)
+        layer.merge(run.shards, 0)
         assert layer.scale == 1.0
     assert loss(run) == pytest.approx(before, abs=2e-6)
 
@@ -65,21 +80,30 @@ def test_in_bf16_a_small_decay_is_not_lost_at_a_switch(tmp_path: Path) -> None:
     start = layer.effective(run.shards.read)
     for _ in range(10):
         layer.scale *= 1 - 1.5e-3
-        layer.merge(run.shards)
+        layer.merge(run.shards, 0)
     kept = layer.effective(run.shards.read).norm() / start.norm()
     assert float(kept) == pytest.approx(0.9985**10, abs=1e-4)
 
 
-def test_the_probe_sees_the_gradient_that_autograd_gives_a_plain_model(tmp_path: Path) -> None:
-    run, _ = make_run(tmp_path, method={"rank": 4}, deepspeed={"zero_stage": 0}, optimisation={"micro_batch": 4})
+@pytest.mark.parametrize(("accumulation", "at_once"), [(1, None), (2, None), (2, 1), (2, 5), (2, 100)])
+def test_the_probe_sees_the_gradient_that_autograd_gives_a_plain_model(
+    tmp_path: Path, accumulation: int, at_once: int | None
+) -> None:
+    run, _ = make_run(
+        tmp_path,
+        method={"rank": 4},
+        deepspeed={"zero_stage": 0},
+        optimisation={"micro_batch": 8 // accumulation},
+    )
     batches = run.sequences.micro_batches(0)
-    assert len(batches) == 2
-    seen = full_gradients(run.model, layers(run), batches)
+    assert len(batches) == accumulation
+    seen = full_gradients(run, at_once)
+    assert seen.keys() == {layer.name for layer in layers(run)}
 
     for layer in layers(run):
         layer.weight.requires_grad_(True)
     for tokens in batches:
-        (run.model(input_ids=tokens, labels=tokens).loss / 2).backward()
+        (run.model(input_ids=tokens, labels=tokens).loss / accumulation).backward()
     for layer in layers(run):
         assert layer.weight.grad is not None
         assert (seen[layer.name] - layer.weight.grad).abs().max() < 1e-7
@@ -89,7 +113,7 @@ def test_the_probe_sees_the_gradient_that_autograd_gives_a_plain_model(tmp_path:
 def test_the_probe_touches_no_gradient_of_a_parameter(tmp_path: Path, checkpointing: bool) -> None:
     run, _ = make_run(tmp_path, optimisation={"activation_checkpointing": checkpointing})
     run.model.train()
-    full_gradients(run.model, layers(run), run.sequences.micro_batches(0))
+    full_gradients(run)
     assert all(p.grad is None for p in run.model.parameters())
     assert all(layer.probe is None for layer in layers(run))
 
@@ -98,18 +122,21 @@ def spoil(monkeypatch: pytest.MonkeyPatch, name_part: str, value: float) -> None
     """Make the probe report `value` in one entry of the gradients of some layers."""
     import trainer.methods.subspace as subspace
 
-    def spoilt(*arguments: Any) -> dict[str, torch.Tensor]:
-        gradients = full_gradients(*arguments)
-        for name, gradient in gradients.items():
-            if name_part in name:
-                gradient[0, 0] = value
-        return gradients
+    def spoilt(*arguments: Any) -> None:
+        *others, give = arguments
 
-    monkeypatch.setattr(subspace, "full_gradients", spoilt)
+        def give_spoilt(layer: Any, gradient: torch.Tensor) -> None:
+            if name_part in layer.name:
+                gradient[0, 0] = value
+            give(layer, gradient)
+
+        each_gradient(*others, give_spoilt)
+
+    monkeypatch.setattr(subspace, "each_gradient", spoilt)
 
 
 def subspace(run: Run, layer: Any) -> torch.Tensor:
-    return layer.positions.clone() if isinstance(layer, EntriesLinear) else run.shards.read(layer.basis)
+    return layer.positions.detach().clone() if isinstance(layer, EntriesLinear) else run.shards.read(layer.basis)
 
 
 FROM_GRADIENTS = {

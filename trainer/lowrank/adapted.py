@@ -4,6 +4,7 @@ Every such layer stands for one matrix W_eff (m, n), m outputs and n inputs, and
 switch, in an export, in a test. It never reads its own size off a parameter, which stage 3 leaves empty.
 """
 
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from torch.nn import functional
 from trainer.errors import SpecError
 from trainer.lowrank.linalg import wide
 from trainer.lowrank.probe import Probe, capture
+from trainer.lowrank.rounding import stochastic_bf16
 from trainer.zero import Shards, shape_of
 
 # A parameter's whole value; `Shards.read` in an engine. Collective there.
@@ -36,6 +38,8 @@ class Adapted(nn.Module):
         self.name = name
         self.bias = linear.bias
         self.probe: Probe | None = None
+        # Where frozen weights are rounded at random: the run's seed.
+        self.rounding_seed: int | None = None
 
     @abstractmethod
     def product(self, x: Tensor) -> Tensor:
@@ -55,6 +59,12 @@ class Adapted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.product(x)
         return y if self.probe is None else capture(y, x, self.name, self.probe)
+
+    def write_frozen(self, weight: Tensor, value: Tensor, shards: Shards, step: int) -> None:
+        """Set a frozen weight, rounded as the run wants it. Collective."""
+        if self.rounding_seed is not None and weight.dtype == torch.bfloat16:
+            value = stochastic_bf16(value, self.rounding_seed, zlib.crc32(self.name.encode()), step)
+        shards.write(weight, value)
 
     def state(self) -> dict[str, Any]:
         """What is neither parameter nor buffer and is needed to resume; JSON values."""
@@ -111,17 +121,18 @@ class FrozenLinear(Adapted):
             return functional.linear(x, self.weight, self.bias)
         return self.with_bias(functional.linear(x, self.weight) * self.scale)
 
-    def merge(self, shards: Shards) -> None:
-        """Δ into W, core ← 0, W_eff as it was. Collective.
+    def merge(self, shards: Shards, step: int) -> None:
+        """Δ into W, core ← 0, W_eff as it was, before the 0-based `step`. Collective.
 
         From the core's fp32 master, not its low-precision copy: what the optimizer has learnt is merged whole. s stays
         apart, W ← W + Δ/s: rounded to bf16 at every switch, a decay below half a unit in the last place would be lost.
         """
         if self.scale < 0.5:
-            shards.write(self.weight, self.effective(shards.read))
+            self.write_frozen(self.weight, self.effective(shards.read), shards, step)
             self.scale = 1.0
         else:
-            shards.write(self.weight, wide(shards.read(self.weight)) + self.change(shards.read) / self.scale)
+            whole = wide(shards.read(self.weight)) + self.change(shards.read) / self.scale
+            self.write_frozen(self.weight, whole, shards, step)
         shards.write(self.core, torch.zeros(shape_of(self.core), device=shards.device))
 
     def state(self) -> dict[str, Any]:
@@ -129,13 +140,25 @@ class FrozenLinear(Adapted):
 
 
 Make = Callable[[nn.Linear, str, int], Adapted]
+OnModule = Callable[[nn.Module], None]
 
 
-def replace_targets(model: nn.Module, targets: tuple[str, ...], make: Make, rank: int | None = None) -> list[Any]:
+def leave(module: nn.Module) -> None:
+    """Nothing is to be done with it."""
+
+
+def replace_targets(
+    model: nn.Module,
+    targets: tuple[str, ...],
+    make: Make,
+    rank: int | None = None,
+    fill: OnModule = leave,
+    done: OnModule = leave,
+) -> list[Any]:
     """Put `make(linear, name, index)` in the place of every nn.Linear whose name ends in one of `targets`.
 
-    Returned in the model's order. Raises SpecError when a target matches nothing, shares its weight, or has a side
-    below `rank`.
+    `fill` is called with the linear before, `done` with the new layer after. Returned in the model's order. Raises
+    SpecError when a target matches nothing, shares its weight, or has a side below `rank`.
     """
     found = [
         (name, module)
@@ -162,8 +185,10 @@ def replace_targets(model: nn.Module, targets: tuple[str, ...], make: Make, rank
                 f"method.rank: rank {rank} is above the smallest side of {name} ({rows}×{columns}); "
                 f"choose at most {min(rows, columns)}, or leave it out of method.targets"
             )
+        fill(linear)
         layer = make(linear, name, index)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent) if parent else model, child, layer)
+        done(layer)
         layers.append(layer)
     return layers

@@ -66,22 +66,22 @@ def entries_product(
     return product
 
 
-def new_positions(count: int, like: nn.Linear, name: str) -> Tensor:
+def new_positions(count: int, like: nn.Linear, name: str) -> nn.Parameter:
+    """Where places are kept: a frozen parameter, so that stage 3 shards it as it shards a basis."""
     if like.weight.numel() >= 2**31:
         raise SpecError(f"method.targets: {name} has {like.weight.numel()} entries, too many for 32-bit indices")
-    return torch.zeros(count, dtype=torch.int32)
+    places = torch.zeros(count, dtype=torch.int32, device=like.weight.device)
+    return nn.Parameter(places, requires_grad=False)
 
 
 class EntriesLinear(FrozenLinear):
     """W frozen, k entries trained from 0 beside it: what GaSare and GoSare train in."""
 
-    positions: Tensor
-
     def __init__(self, linear: nn.Linear, name: str, density: float) -> None:
         super().__init__(linear, name)
         self.count = entry_count(density, self.rows, self.columns)
         self.values = nn.Parameter(linear.weight.new_zeros(self.count))
-        self.register_buffer("positions", new_positions(self.count, linear, name))
+        self.positions = new_positions(self.count, linear, name)
 
     @property
     def core(self) -> nn.Parameter:
@@ -92,7 +92,7 @@ class EntriesLinear(FrozenLinear):
         return self.with_bias(y)
 
     def change(self, read: Read) -> Tensor:
-        return with_entries(None, 1.0, wide(read(self.values)), self.positions, self.shape)
+        return with_entries(None, 1.0, wide(read(self.values)), read(self.positions), self.shape)
 
     # ------------------------------------------------------------------------------------------------- at a switch
 
@@ -109,13 +109,14 @@ class EntriesLinear(FrozenLinear):
     def install(self, choice: Tensor, shards: Shards, carry: bool) -> None:
         """Give the merged layer its new entries. The moments of those that stay are kept, whatever `carry`;
         new ones start at 0 (algorithm 5: M ← β₁ S⊙M + (1−β₁)R). Collective."""
-        stays = torch.isin(choice, self.positions) if self.ready else torch.zeros_like(choice, dtype=torch.bool)
+        places = shards.read(self.positions)
+        stays = torch.isin(choice, places) if self.ready else torch.zeros_like(choice, dtype=torch.bool)
         # Both sorted: where each entry that stays stood before.
-        before = torch.searchsorted(self.positions, choice[stays])
+        before = torch.searchsorted(places, choice[stays])
         for key in shards.moments_of(self.values):
             old = shards.read_moment(self.values, key)
             new = torch.zeros_like(old)
             new[stays] = old[before]
             shards.write_moment(self.values, key, new)
-        self.positions.copy_(choice)
+        shards.write(self.positions, choice)
         self.ready = True

@@ -73,8 +73,6 @@ class MagnitudeLinear(FactoredLinear):
 class SparseFactoredLinear(FactoredLinear):
     """SLTrain: v ~ U(±1/√n) on a support drawn once (its section 3.3)."""
 
-    positions: Tensor
-
     def __init__(
         self,
         linear: nn.Linear,
@@ -87,8 +85,8 @@ class SparseFactoredLinear(FactoredLinear):
     ) -> None:
         super().__init__(linear, name, b, a, factor_scale, keep_weight=False)
         count = entry_count(density, self.rows, self.columns)
-        self.register_buffer("positions", new_positions(count, linear, name))
-        self.positions.copy_(random_entries(self.rows * self.columns, count, generator))
+        self.positions = new_positions(count, linear, name)
+        self.positions.data.copy_(random_entries(self.rows * self.columns, count, generator))
         uniform = torch.rand(count, generator=generator) * 2 - 1
         self.values = nn.Parameter((uniform / self.columns**0.5).to(linear.weight))
 
@@ -99,7 +97,7 @@ class SparseFactoredLinear(FactoredLinear):
         return [self.B, self.A, self.values]
 
     def effective(self, read: Read) -> Tensor:
-        return with_entries(super().effective(read), 1.0, read(self.values), self.positions, self.shape)
+        return with_entries(super().effective(read), 1.0, read(self.values), read(self.positions), self.shape)
 
 
 def row_norms(matrix: Tensor) -> Tensor:

@@ -53,17 +53,16 @@ class _Product(torch.autograd.Function):
 class ResidualLinear(ProjectedLinear):
     """`active` says whether the places have been chosen. `updates` counts the residual's steps."""
 
-    positions: Tensor
     residual: Tensor
     first: Tensor
     second: Tensor
 
     def __init__(self, linear: nn.Linear, name: str, rank: int, density: float) -> None:
         super().__init__(linear, name, rank, "right")
-        count = entry_count(density, self.rows, self.columns)
+        self.count = count = entry_count(density, self.rows, self.columns)
         values = wide(linear.weight.new_zeros(3, count))
         self.collector = nn.Parameter(linear.weight.new_zeros(2, count))
-        self.register_buffer("positions", new_positions(count, linear, name))
+        self.positions = new_positions(count, linear, name)
         self.register_buffer("residual", values[0].clone())
         self.register_buffer("first", values[1].clone())  # ΔM
         self.register_buffer("second", values[2].clone())  # ΔV
@@ -79,13 +78,15 @@ class ResidualLinear(ProjectedLinear):
 
     def change(self, read: Read) -> Tensor:
         change = super().change(read)
-        return with_entries(change, 1.0, self.residual, self.positions, self.shape) if self.active else change
+        if not self.active:
+            return change
+        return with_entries(change, 1.0, self.residual, read(self.positions), self.shape)
 
     def trained(self) -> list[nn.Parameter]:
         return [self.core, self.collector]
 
-    def merge(self, shards: Shards) -> None:
-        super().merge(shards)
+    def merge(self, shards: Shards, step: int) -> None:
+        super().merge(shards, step)
         self.residual.zero_()
 
     def state(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Switching(Protocol):
     ready: bool
     shape: tuple[int, int]
 
-    def merge(self, shards: Shards) -> None: ...
+    def merge(self, shards: Shards, step: int) -> None: ...
     def empty_choice(self, like: Tensor) -> Tensor: ...
     def fallback(self, generator: torch.Generator) -> Tensor: ...
     def energy(self, gradient: Tensor, choice: Tensor) -> float: ...
@@ -56,52 +56,47 @@ def initial_generator(seed: int, index: int) -> torch.Generator:
     return generator_for(seed, -1, index)
 
 
+# Calls what it is given once for every layer, with this rank's mean gradient; see `trainer.lowrank.probe`.
+Gradients = Callable[[Callable[[Any, Tensor | None], None]], None]
+
+
 def switch(
     layers: Sequence[Switching],
-    gradients: dict[str, Tensor] | None,
+    gradients: Gradients | None,
     choose: Choose,
     shards: Shards,
     seed: int,
     step: int,
     carry: bool = False,
 ) -> SwitchReport:
-    """Merge every layer and give it a new subspace, chosen from the mean over ranks of `gradients`. Collective.
+    """Merge every layer and give it a new subspace, chosen from the mean over ranks of its gradient. Collective.
 
     Each layer's subspace is chosen by one rank, in turn, and sent to the others: the work is shared out, and all ranks
     have the same bits. A layer whose gradient is not finite, or whose decomposition fails, keeps its subspace and is
-    counted; where it has none yet, it gets a random one. `gradients` is emptied on the way; None where the choice does
-    not depend on them. `carry`: the first moment is moved along.
+    counted; where it has none yet, it gets a random one. `gradients` is None where the choice does not depend on them.
+    `carry`: the first moment is moved along.
     """
     began = time.perf_counter()
-    rank, world = dist.get_rank(), dist.get_world_size()
-    mine = _share_out(layers, gradients, shards) if gradients is not None else {}
-
-    chosen: dict[int, Tensor | None] = {}
-    energy, failed = 0.0, torch.zeros(len(layers))
-    for index in range(rank, len(layers), world):
-        layer = layers[index]
-        gradient = mine.pop(layer.name, None)
-        choice = _choose_or_none(choose, layer, gradient, generator_for(seed, step, index))
-        if choice is not None and gradient is not None:
-            energy += layer.energy(gradient, choice)
-        if choice is None:
-            failed[index] = 1
-            choice = None if layer.ready else layer.fallback(generator_for(seed, step, index))
-        chosen[index] = choice
+    choosing = _Choosing(layers, choose, shards, seed, step)
+    if gradients is None:
+        choosing.without_gradients()
+    else:
+        gradients(choosing.take)
+        choosing.choose_mine()
 
     device = shards.device
-    counted = torch.cat([failed, torch.tensor([energy])]).double().to(device)
+    counted = torch.cat([choosing.failed, torch.tensor([choosing.energy])]).double().to(device)
     dist.all_reduce(counted)
     counted = counted.cpu()
     for index, layer in enumerate(layers):
-        layer.merge(shards)
+        layer.merge(shards, step)
         if bool(counted[index]) and layer.ready:
             continue
-        own = chosen.pop(index, None)
+        own = choosing.chosen.pop(index, None)
         buffer = layer.empty_choice(shards.example)
         if own is not None:
             buffer.copy_(own)
-        dist.broadcast(buffer, src=index % world)
+        dist.broadcast(buffer, src=choosing.owner[index])
         layer.install(buffer, shards, carry)
 
     fallbacks = int(counted[:-1].sum())
@@ -110,17 +105,54 @@ def switch(
     return SwitchReport(time.perf_counter() - began, kept, fallbacks)
 
 
-def _share_out(layers: Sequence[Switching], gradients: dict[str, Tensor], shards: Shards) -> dict[str, Tensor]:
-    """The mean over ranks of each layer's gradient, on the rank that is to use it."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    mine: dict[str, Tensor] = {}
-    for index, layer in enumerate(layers):
-        # An expert that none of this rank's tokens reached has left no gradient.
-        gradient = gradients.pop(layer.name) if layer.name in gradients else shards.example.new_zeros(layer.shape)
-        dist.reduce(gradient, dst=index % world)
-        if index % world == rank:
-            mine[layer.name] = gradient.div_(world)
-    return mine
+class _Choosing:
+    """Which rank chooses for which layer, and what this one has chosen.
+
+    A rank holds one gradient at most that waits for its turn: as soon as every rank has one, all decompose theirs.
+    """
+
+    def __init__(self, layers: Sequence[Switching], choose: Choose, shards: Shards, seed: int, step: int) -> None:
+        self._layers, self._choose, self._shards = layers, choose, shards
+        self._index = {layer.name: index for index, layer in enumerate(layers)}
+        self._seed, self._step = seed, step
+        self._rank, self._world = dist.get_rank(), dist.get_world_size()
+        self._waiting: tuple[int, Tensor] | None = None
+        self.owner: dict[int, int] = {}
+        self.chosen: dict[int, Tensor | None] = {}
+        self.energy, self.failed = 0.0, torch.zeros(len(layers))
+
+    def take(self, layer: Switching, gradient: Tensor | None) -> None:
+        """The next layer's gradient on this rank, which is used up. Collective."""
+        index, turn = self._index[layer.name], len(self.owner) % self._world
+        self.owner[index] = turn
+        if gradient is None:
+            gradient = self._shards.example.new_zeros(layer.shape)
+        dist.reduce(gradient, dst=turn)
+        if turn == self._rank:
+            self._waiting = (index, gradient.div_(self._world))
+        if turn == self._world - 1:
+            self.choose_mine()
+
+    def choose_mine(self) -> None:
+        if self._waiting is not None:
+            self._decide(*self._waiting)
+            self._waiting = None
+
+    def without_gradients(self) -> None:
+        for index in range(len(self._layers)):
+            self.owner[index] = index % self._world
+            if self.owner[index] == self._rank:
+                self._decide(index, None)
+
+    def _decide(self, index: int, gradient: Tensor | None) -> None:
+        layer = self._layers[index]
+        choice = _choose_or_none(self._choose, layer, gradient, generator_for(self._seed, self._step, index))
+        if choice is not None and gradient is not None:
+            self.energy += layer.energy(gradient, choice)
+        if choice is None:
+            self.failed[index] = 1
+            choice = None if layer.ready else layer.fallback(generator_for(self._seed, self._step, index))
+        self.chosen[index] = choice
 
 
 def _choose_or_none(
@@ -138,14 +170,14 @@ def _choose_or_none(
 class Renewing(Protocol):
     """What a layer offers whose next subspace follows from its number alone."""
 
-    def merge(self, shards: Shards) -> None: ...
+    def merge(self, shards: Shards, step: int) -> None: ...
     def renew(self, shards: Shards, carry: bool) -> None: ...
 
 
-def renew_seeded(layers: Sequence[Renewing], shards: Shards, carry: bool) -> SwitchReport:
+def renew_seeded(layers: Sequence[Renewing], shards: Shards, step: int, carry: bool) -> SwitchReport:
     """Merge every layer and go on to its next subspace; nothing is chosen and nothing sent. Collective."""
     began = time.perf_counter()
     for layer in layers:
-        layer.merge(shards)
+        layer.merge(shards, step)
         layer.renew(shards, carry)
     return SwitchReport(time.perf_counter() - began, None, 0)

@@ -4,12 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trainer.config import TrainingSpec
-from trainer.lowrank.adapted import Adapted
+from trainer.lowrank.adapted import Adapted, OnModule, leave, replace_targets
 from trainer.lowrank.switch import SwitchReport
-from trainer.zero import Shards
+from trainer.methodconfig import RankedSettings, TargetedSettings
+from trainer.zero import Shards, shape_of
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,34 @@ class Method:
         """λ."""
         return self.spec.optimisation.weight_decay
 
-    def attach(self, model: nn.Module) -> None:
-        """Change the model: replace modules, decide what is trained. Before the engine is built, once."""
+    def attach(self, model: nn.Module, fill: OnModule = leave, done: OnModule = leave) -> None:
+        """Change the model: replace the targets, decide what is trained. Before the engine is built, once.
+
+        The model may be a structure without values: `fill` is called with each module before it is replaced, `done`
+        with what has taken its place.
+        """
+        self.look_at(model)
+        settings = self.spec.method
+        if isinstance(settings, TargetedSettings):
+            rank = settings.rank if isinstance(settings, RankedSettings) else None
+            self.layers = replace_targets(model, settings.targets, self.make, rank, fill, done)
+        if self.spec.optimisation.merge == "stochastic":
+            for layer in self.layers:
+                layer.rounding_seed = self.spec.optimisation.seed
+
+    def keep_masters(self, shards: Shards) -> None:
+        """Where the run wants frozen weights in fp32 too. Once, after the engine is built. Collective."""
+        if self.spec.optimisation.merge == "fp32":
+            device = torch.device("cpu") if self.spec.deepspeed.offload != "none" else shards.device
+            for layer in self.layers:
+                shards.keep_master(layer.weight, device)
+
+    def look_at(self, model: nn.Module) -> None:
+        """Learn of the model's configuration what the method needs. Raises SpecError where it is missing."""
+
+    def make(self, linear: nn.Linear, name: str, index: int) -> Adapted:
+        """What takes the place of the `index`-th target."""
+        raise NotImplementedError
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Groups for `trainer.optimizer.Rules`: each with `name`, `rule`, `weight_decay`, and `rate`, its learning rate
@@ -59,9 +87,11 @@ class Method:
         eta, own = self.spec.optimisation.learning_rate, self.spec.optimisation.others_learning_rate
         assert eta is not None
         common = {"rule": "adamw", "rate": 1.0 if own is None else own / eta}
+        matrices = [p for p in trained if len(shape_of(p)) >= 2]
+        vectors = [p for p in trained if len(shape_of(p)) < 2]
         return [
-            {"name": "matrices", "params": [p for p in trained if p.ndim >= 2], "weight_decay": self.decay} | common,
-            {"name": "vectors", "params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0} | common,
+            {"name": "matrices", "params": matrices, "weight_decay": self.decay} | common,
+            {"name": "vectors", "params": vectors, "weight_decay": 0.0} | common,
         ]
 
     def rate_factor(self, step: int) -> float:

@@ -15,17 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.lowrank.adapted import Adapted, replace_targets
+from trainer.lowrank.adapted import Adapted
 from trainer.lowrank.factored import FactoredLinear, MagnitudeLinear, SparseFactoredLinear, kaiming, xavier
 from trainer.lowrank.switch import initial_generator
 from trainer.methodconfig import RankedSettings, ScaledFactorsSettings, SLTrainConfig
 from trainer.methods.base import Method
+from trainer.zero import shape_of
 
 
 class LowRank(Method):
-    def attach(self, model: nn.Module) -> None:
-        self.layers = replace_targets(model, self.factor_settings.targets, self.make, self.rank)
-
     def make(self, linear: nn.Linear, name: str, index: int) -> Adapted:
         rows, columns = linear.weight.shape
         generator = initial_generator(self.spec.optimisation.seed, index)
@@ -45,10 +43,11 @@ class LowRank(Method):
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         trained = [parameter for layer in self.layers for parameter in layer.trained()]
         common = {"rule": "adamw", "rate": 1.0}
+        factors = [p for p in trained if len(shape_of(p)) == 2]
+        extras = [p for p in trained if len(shape_of(p)) == 1]
         return [
-            {"name": "factors", "params": [p for p in trained if p.ndim == 2], "weight_decay": self.decay} | common,
-            {"name": "extras", "params": [p for p in trained if p.ndim == 1], "weight_decay": self.extra_decay}
-            | common,
+            {"name": "factors", "params": factors, "weight_decay": self.decay} | common,
+            {"name": "extras", "params": extras, "weight_decay": self.extra_decay} | common,
             *self.plain_groups(model, besides=trained),
         ]
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.lowrank.adapted import replace_targets
 from trainer.lowrank.linalg import exact_basis, randomized_basis
 from trainer.lowrank.projected import ProjectedLinear, side_of
 from trainer.methods.subspace import ChosenSubspace
@@ -26,9 +25,6 @@ from trainer.methods.subspace import ChosenSubspace
 class GaLore(ChosenSubspace):
     # Not typed as GaLoreConfig: its relatives have the same fields and more.
     config: Any
-
-    def attach(self, model: nn.Module) -> None:
-        self.layers = replace_targets(model, self.config.targets, self.make, self.config.rank)
 
     def make(self, linear: nn.Linear, name: str, index: int) -> ProjectedLinear:
         return ProjectedLinear(linear, name, self.config.rank, side_of(*linear.weight.shape))

@@ -42,14 +42,13 @@ class GaLorePlus(GaLore):
         super().__init__(spec)
         self.head_size = 0
 
-    def attach(self, model: nn.Module) -> None:
+    def look_at(self, model: nn.Module) -> None:
         size = head_size_of(getattr(model, "config", None))
         if size is None:
             raise SpecError(
                 "method.head_targets: this model's configuration states no num_attention_heads; choose galore"
             )
         self.head_size = size
-        super().attach(model)
 
     def make(self, linear: nn.Linear, name: str, index: int) -> ProjectedLinear:
         config = self.config
@@ -103,7 +102,7 @@ class GaLorePlus(GaLore):
         layer.updates += 1
         basis = wide(shards.read(layer.A))
         projected = shards.read_moment(layer.B, "exp_avg_sq") @ basis.square()
-        floor = projected.flatten()[layer.positions.long()] / (1 - b2 ** shards.count("cores"))
+        floor = projected.flatten()[shards.read(layer.positions).long()] / (1 - b2 ** shards.count("cores"))
         square = torch.maximum(floor + layer.second / (1 - b2**layer.updates), self.config.residual_floor * floor)
         step: Tensor = layer.first / (1 - b1**layer.updates) / (square.sqrt() + self.spec.optimisation.epsilon)
         return step.clamp(-1.0, 1.0)
@@ -112,7 +111,7 @@ class GaLorePlus(GaLore):
 def _choose_places(layer: ResidualLinear, shards: Shards) -> None:
     """L: the places of the largest |M'Qᵀ|. Collective; rank 0's choice for all, so that ties break alike."""
     momentum = shards.read_moment(layer.B, "exp_avg") @ wide(shards.read(layer.A))
-    places = largest_entries(momentum, layer.positions.numel())
+    places = largest_entries(momentum, layer.count)
     dist.broadcast(places, src=0)
-    layer.positions.copy_(places)
+    shards.write(layer.positions, places)
     layer.active = True

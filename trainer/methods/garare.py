@@ -15,7 +15,6 @@ from typing import Any
 from torch import nn
 
 from trainer.errors import SpecError
-from trainer.lowrank.adapted import replace_targets
 from trainer.lowrank.projected import side_of
 from trainer.lowrank.seeded import SeededLinear
 from trainer.lowrank.switch import SwitchReport, renew_seeded
@@ -27,9 +26,6 @@ from trainer.methods.subspace import Subspace
 class GaRare(Subspace):
     config: Any
 
-    def attach(self, model: nn.Module) -> None:
-        self.layers = replace_targets(model, self.config.targets, self.make, self.config.rank)
-
     def make(self, linear: nn.Linear, name: str, index: int) -> SeededLinear:
         config, seed = self.config, self.spec.optimisation.seed
         rows = linear.weight.shape[0]
@@ -40,7 +36,7 @@ class GaRare(Subspace):
         return SeededLinear(linear, name, "left", config.rank, deviation, pinv, seed, index)
 
     def switch(self, context: StepContext) -> SwitchReport:
-        return renew_seeded(self.layers, context.shards, carry=self.moments == "carried")
+        return renew_seeded(self.layers, context.shards, context.step, carry=self.moments == "carried")
 
 
 class Flora(GaRare):

@@ -12,7 +12,7 @@ AdamW has it. Ablations of the paper: `between` unscaled or preconditioned, `exa
 A factor that is nearly singular is solved with damping, and counted in the switched event; so is one that is left as it
 was, because its direction is no number.
 
-The optimizer hands out the direction instead of making the step (rule `direction`) wherever the step is not Adam's own.
+Where the step is not Adam's own, the optimizer updates the moments alone (rule `moments`), and it is made here.
 """
 
 import time
@@ -30,14 +30,14 @@ from trainer.lowrank.switch import SwitchReport, initial_generator
 from trainer.methodconfig import LoroConfig
 from trainer.methods.base import StepContext
 from trainer.methods.factors import LowRank
+from trainer.optimizer import direction
+from trainer.zero import Shards
 
 
 class Loro(LowRank):
     def __init__(self, spec: TrainingSpec) -> None:
         super().__init__(spec)
         self.hidden = 0
-        # The factors before a step whose direction the optimizer hands out.
-        self._before: list[tuple[Tensor, Tensor]] = []
 
     @property
     def config(self) -> LoroConfig:
@@ -49,12 +49,11 @@ class Loro(LowRank):
         assert self.config.period is not None
         return self.config.period
 
-    def attach(self, model: nn.Module) -> None:
+    def look_at(self, model: nn.Module) -> None:
         hidden = getattr(getattr(model, "config", None), "hidden_size", None)
         if hidden is None:
             raise SpecError("method: loro scales its steps by r / hidden_size, and this model's configuration has none")
         self.hidden = hidden
-        super().attach(model)
 
     def make(self, linear: nn.Linear, name: str, index: int) -> FactoredLinear:
         rows, columns = linear.weight.shape
@@ -83,17 +82,14 @@ class Loro(LowRank):
 
     def before_step(self, context: StepContext) -> SwitchReport | None:
         group = context.shards.group("factors")
-        group["rule"] = "direction" if self._takes_direction(context.step) else "adamw"
-        if self._takes_direction(context.step):
-            read = context.shards.read
-            self._before = [(wide(read(layer.B)), wide(read(layer.A))) for layer in self.layers]
+        group["rule"] = "moments" if self._steps_itself(context.step) else "adamw"
         return None
 
     def after_step(self, context: StepContext) -> SwitchReport | None:
         began = time.perf_counter()
         last = self._is_last_of_period(context.step)
         damped = 0
-        if self._takes_direction(context.step) or (last and self.config.exact_step == "svd"):
+        if self._steps_itself(context.step) or (last and self.config.exact_step == "svd"):
             damped = self._rewrite(context)
         if last and self.config.refresh:
             context.shards.forget("factors", [p for layer in self.layers for p in layer.trained()])
@@ -105,7 +101,8 @@ class Loro(LowRank):
     def _is_exact(self, step: int) -> bool:
         return self._is_last_of_period(step) and self.config.exact_step == "riemannian"
 
-    def _takes_direction(self, step: int) -> bool:
+    def _steps_itself(self, step: int) -> bool:
+        """Whether the step is not Adam's own: the optimizer then updates the moments alone."""
         return self._is_exact(step) or self.config.between == "preconditioned"
 
     def _rewrite(self, context: StepContext) -> int:
@@ -117,36 +114,44 @@ class Loro(LowRank):
         shards, damped = context.shards, 0
         for index, layer in enumerate(self.layers):
             b, a = wide(shards.read(layer.B)), wide(shards.read(layer.A))
-            old = self._before[index] if self._before else None
+            directions = self._directions(layer, shards) if self._steps_itself(context.step) else None
             result = torch.cat([b.flatten(), a.flatten(), b.new_zeros(1)])
             if index % world == rank:
-                new_b, new_a, was_damped = self._new_factors(context, b, a, old)
+                new_b, new_a, was_damped = self._new_factors(context, b, a, directions)
                 result = torch.cat([new_b.flatten(), new_a.flatten(), b.new_tensor([float(was_damped)])])
             dist.broadcast(result, src=index % world)
             shards.write(layer.B, result[: b.numel()].view_as(b))
             shards.write(layer.A, result[b.numel() : -1].view_as(a))
             damped += int(result[-1])
-        self._before = []
         return damped
 
-    def _new_factors(
-        self, context: StepContext, b: Tensor, a: Tensor, old: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, bool]:
-        """`b` and `a` are what the optimizer left: the factors, or the directions of a step from `old`.
+    def _directions(self, layer: FactoredLinear, shards: Shards) -> tuple[Tensor, Tensor]:
+        """dB (m, r) and dA (r, n). Collective."""
+        optimisation, count = self.spec.optimisation, shards.count("factors")
 
-        Where they are no numbers, or a decomposition fails, the old ones stay: what the loss says decides what follows.
+        def of(factor: nn.Parameter) -> Tensor:
+            first, second = (shards.read_moment(factor, key) for key in ("exp_avg", "exp_avg_sq"))
+            return direction(first, second, count, optimisation.betas, optimisation.epsilon)
+
+        return of(layer.B), of(layer.A)
+
+    def _new_factors(
+        self, context: StepContext, b: Tensor, a: Tensor, directions: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, bool]:
+        """The factors after the step along `directions`, or after Adam's own where there are none.
+
+        Where those are no numbers, or a decomposition fails, b and a stay: what the loss says decides what follows.
         """
-        unchanged = old or (b, a)
-        if not all(bool(torch.isfinite(factor).all()) for factor in (b, a)):
-            return *unchanged, True
-        damped = False
+        if not all(bool(torch.isfinite(value).all()) for value in (b, a, *(directions or ()))):
+            return b, a, True
+        new_b, new_a, damped = b, a, False
         try:
-            if old is not None:
+            if directions is not None:
                 keep, rate = 1.0 - context.learning_rate * self.decay, context.learning_rate
                 step = retracted if self._is_exact(context.step) else preconditioned
-                b, a, damped = step(keep * old[0], keep * old[1], b, a, rate)
+                new_b, new_a, damped = step(keep * b, keep * a, *directions, rate)
             if self._is_last_of_period(context.step) and self.config.exact_step == "svd":
-                b, a = balanced(b, a)
+                new_b, new_a = balanced(new_b, new_a)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # documented, not declared
-            return *unchanged, True
-        return b, a, damped
+            return b, a, True
+        return new_b, new_a, damped

@@ -16,7 +16,7 @@ from trainer.lowrank.switch import SwitchReport, generator_for
 from trainer.methodconfig import ReloraConfig
 from trainer.methods.base import StepContext
 from trainer.methods.factors import Lora
-from trainer.zero import Shards, shape_of
+from trainer.zero import shape_of
 
 
 class Relora(Lora):
@@ -35,12 +35,14 @@ class Relora(Lora):
         began = time.perf_counter()
         for index, layer in enumerate(self.layers):
             generator = generator_for(self.spec.optimisation.seed, context.step, index)
-            self._restart(layer, context.shards, generator)
+            self._restart(layer, context, generator)
         return SwitchReport(time.perf_counter() - began, None, 0)
 
-    def _restart(self, layer: FactoredLinear, shards: Shards, generator: torch.Generator) -> None:
+    def _restart(self, layer: FactoredLinear, context: StepContext, generator: torch.Generator) -> None:
         """Collective; every rank draws the same numbers."""
-        shards.write(layer.weight, layer.effective(shards.read))
+        shards = context.shards
+        assert layer.weight is not None
+        layer.write_frozen(layer.weight, layer.effective(shards.read), shards, context.step)
         shards.write(layer.B, torch.zeros(shape_of(layer.B), device=shards.device))
         shards.write(layer.A, kaiming(self.rank, layer.columns, generator).to(shards.device))
         for parameter in (layer.B, layer.A):

@@ -12,16 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.lowrank.adapted import replace_targets
 from trainer.lowrank.entries import EntriesLinear, largest_entries
 from trainer.methods.subspace import ChosenSubspace
 
 
 class GoSare(ChosenSubspace):
     config: Any
-
-    def attach(self, model: nn.Module) -> None:
-        self.layers = replace_targets(model, self.config.targets, self.make)
 
     def make(self, linear: nn.Linear, name: str, index: int) -> EntriesLinear:
         return EntriesLinear(linear, name, self.config.density)

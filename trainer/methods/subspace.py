@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import TrainingSpec
-from trainer.lowrank.probe import full_gradients
+from trainer.lowrank.probe import Give, each_gradient
 from trainer.lowrank.switch import SwitchReport, switch
-from trainer.methodconfig import SubspaceSettings
+from trainer.methodconfig import GradientSettings, SubspaceSettings
 from trainer.methods.base import Method, StepContext
 
 
 class Subspace(Method):
-    """A subclass says which layers there are (`attach`) and what a switch does."""
+    """A subclass says what a layer is (`make`) and what a switch does."""
 
     config: SubspaceSettings
 
@@ -75,7 +75,11 @@ class ChosenSubspace(Subspace):
         return True
 
     def switch(self, context: StepContext) -> SwitchReport:
-        from_gradient = self.needs_gradient(context.step)
-        gradients = full_gradients(context.model, self.layers, context.micro_batches) if from_gradient else None
+        def gradients(give: Give) -> None:
+            assert isinstance(self.config, GradientSettings)
+            at_once = self.config.gradients_at_once
+            each_gradient(context.model, self.layers, context.micro_batches, at_once, give)
+
         seed, carry = self.spec.optimisation.seed, self.moments == "carried"
-        return switch(self.layers, gradients, self.choose, context.shards, seed, context.step, carry)
+        asked = gradients if self.needs_gradient(context.step) else None
+        return switch(self.layers, asked, self.choose, context.shards, seed, context.step, carry)

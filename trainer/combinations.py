@@ -1,0 +1,76 @@
+"""What cannot be combined, and why: data type, ZeRO stage, offloading, merging. Imports no torch.
+
+docs/zero.md lists the same; a test holds the two together.
+"""
+
+from typing import Protocol
+
+from trainer.methodconfig import MethodConfig, ReloraConfig, SubspaceSettings
+
+
+class Precision(Protocol):
+    """Of `trainer.config.Optimisation`."""
+
+    @property
+    def steps(self) -> int | None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def merge(self) -> str: ...
+
+
+class Sharding(Protocol):
+    """Of `trainer.config.DeepSpeedSpec`."""
+
+    @property
+    def zero_stage(self) -> int: ...
+    @property
+    def offload(self) -> str: ...
+    @property
+    def offload_parameters(self) -> str: ...
+    @property
+    def nvme_path(self) -> str | None: ...
+
+
+def combination_problem(method: MethodConfig, precision: Precision, sharding: Sharding) -> tuple[str, str] | None:
+    """(field, message) for the first thing that cannot be, or None."""
+    stage, bf16 = sharding.zero_stage, precision.dtype == "bf16"
+    if bf16 and stage == 0:
+        return (
+            "deepspeed.zero_stage",
+            "zero_stage 0 with dtype bf16 keeps no fp32 master weights that a switch could reset; "
+            "use zero_stage 1, 2 or 3, or dtype fp32",
+        )
+    if sharding.offload != "none" and stage == 0:
+        return (
+            "deepspeed.offload",
+            f"offload {sharding.offload} needs zero_stage 1, 2 or 3; stage 0 has nothing to offload",
+        )
+    if sharding.offload == "nvme" and stage != 3:
+        return "deepspeed.offload", f"offload nvme is for zero_stage 3 alone, not {stage}; use cpu, or zero_stage 3"
+    if sharding.offload_parameters != "none" and stage != 3:
+        return (
+            "deepspeed.offload_parameters",
+            f"zero_stage {stage} keeps parameters whole on every device; use zero_stage 3, or leave it out",
+        )
+    if "nvme" in (sharding.offload, sharding.offload_parameters) and not sharding.nvme_path:
+        return "deepspeed.nvme_path", "nvme needs a directory for its files; give nvme_path"
+    if bf16 and stage == 1 and method.large_switches(precision.steps or 0)[0] > 1:
+        return (
+            "method.switch_batches",
+            "a large switch at zero_stage 1 would add its gradients up in bf16, and lose digits; use zero_stage 2 or 3",
+        )
+    return _merge_problem(method, precision)
+
+
+def _merge_problem(method: MethodConfig, precision: Precision) -> tuple[str, str] | None:
+    if precision.merge == "nearest":
+        return None
+    if precision.dtype == "fp32":
+        return "optimisation.merge", f"merge {precision.merge} is for dtype bf16; in fp32 a merge loses nothing"
+    if not isinstance(method, SubspaceSettings | ReloraConfig):
+        return (
+            "optimisation.merge",
+            f"{method.name} merges nothing into frozen weights; leave {precision.merge} out",
+        )
+    return None
