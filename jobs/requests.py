@@ -42,5 +42,15 @@ class JobRequest(TrainingSpec):
                 raise refuse(field, f"{path!r} is relative; give an absolute path, as the trainer sees it")
         return self
 
+    @model_validator(mode="after")
+    def _one_host(self) -> "JobRequest":
+        if self.resources.hosts > 1:
+            raise refuse(
+                "resources.hosts",
+                f"{self.resources.hosts} hosts, but a worker trains on its own host alone; use 1 here, or start the "
+                "trainer on every host as docs/multi-node.md says",
+            )
+        return self
+
     def spec(self) -> TrainingSpec:
         return TrainingSpec.model_validate(self.model_dump(exclude={"name", "metadata"}))

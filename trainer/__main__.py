@@ -14,6 +14,7 @@ from trainer.config import TrainingSpec, problems
 from trainer.console import Console
 from trainer.errors import SpecError, TrainerError, classify
 from trainer.events import Event, EventLog, Failed
+from trainer.hosts import torchrun_needed
 from trainer.launch import run_ranks
 from trainer.methodconfig import METHOD_CONFIGS
 from trainer.process import die_with_parent, free_port, leave
@@ -39,9 +40,17 @@ def run(arguments: argparse.Namespace) -> int:
     spec = _read_spec(rundir)
     _end_with_parent()
     if "RANK" not in os.environ:
+        if spec.resources.hosts > 1:
+            raise torchrun_needed(spec, rundir)
         if spec.resources.processes > 1:
             return run_ranks(rundir, spec.resources.processes)
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+        os.environ |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+        }
         os.environ["MASTER_PORT"] = str(free_port())
     log, console = EventLog(rundir.events), Console()
 

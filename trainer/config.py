@@ -16,6 +16,8 @@ from trainer.combinations import combination_problem
 from trainer.methodcheck import problem_of, rank_problem
 from trainer.methodconfig import MethodConfig, TargetedSettings
 from trainer.presets import PRESETS
+from trainer.resources import LARGEST_BATCH, Resources
+from trainer.resources import problem_of as resources_problem
 
 
 def refuse(field: str, message: str) -> PydanticCustomError:
@@ -156,9 +158,9 @@ class Optimisation(_Strict):
     tokens: int | None = Field(
         default=None, ge=1, le=2**63 - 1, description="steps × tokens of a global batch, rounded up to whole steps"
     )
-    global_batch: int = Field(default=16, ge=1, le=2**20, description="sequences in one step, over all ranks")
+    global_batch: int = Field(default=16, ge=1, le=LARGEST_BATCH, description="sequences in one step, over all ranks")
     micro_batch: int | None = Field(
-        default=None, ge=1, description="sequences of one rank in one forward pass; default: global_batch / processes"
+        default=None, ge=1, description="sequences of one rank in one forward pass; default: global_batch / ranks"
     )
     learning_rate: float | None = Field(default=None, gt=0, le=10, description="η at its peak; default: the method's")
     others_learning_rate: float | None = Field(
@@ -227,10 +229,6 @@ class CheckpointSpec(_Strict):
         if url is not None and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s]+", url):
             raise refuse("checkpoints.url", f"{url!r} is no URL; write it as s3://bucket/path, or leave it out")
         return url
-
-
-class Resources(_Strict):
-    processes: int = Field(default=1, ge=1, le=1024, description="ranks on one host: one per GPU, or CPU processes")
 
 
 # --------------------------------------------------------------------------------------------------------- the whole
@@ -323,18 +321,16 @@ def _check_method(spec: "TrainingSpec") -> None:
 
 
 def _resolve_optimisation(spec: TrainingSpec, preset: str | None) -> Optimisation:
-    given, processes, length = spec.optimisation, spec.resources.processes, spec.dataset.sequence_length
+    given, ranks, length = spec.optimisation, spec.resources.ranks, spec.dataset.sequence_length
 
-    if given.global_batch % processes:
-        raise refuse(
-            "optimisation.global_batch",
-            f"global_batch {given.global_batch} does not divide by resources.processes {processes}",
-        )
-    micro = given.micro_batch or given.global_batch // processes
-    if given.global_batch % (micro * processes):
+    problem = resources_problem(spec.resources, given.global_batch)
+    if problem:
+        raise refuse(*problem)
+    micro = given.micro_batch or given.global_batch // ranks
+    if given.global_batch % (micro * ranks):
         raise refuse(
             "optimisation.micro_batch",
-            f"global_batch {given.global_batch} does not divide by micro_batch {micro} × processes {processes}",
+            f"global_batch {given.global_batch} does not divide by micro_batch {micro} × {ranks} ranks",
         )
 
     per_step = given.global_batch * length

@@ -4,10 +4,14 @@ The order is a pure function: sequence j of step t is the same whatever the numb
 run is its step.
 """
 
+import fcntl
+import hashlib
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,45 +32,81 @@ from trainer.tokenizer import load_tokenizer, save_tokenizer
 _TOKENS, _META = "tokens.bin", "meta.json"
 _DOCUMENTS_AT_ONCE = 256
 _SECONDS_BETWEEN_REPORTS = 2.0
+_SECONDS_BETWEEN_LOOKS = 0.2
 Item = TypeVar("Item")
 
 
 def prepare(
     spec: TrainingSpec,
     rundir: RunDir,
-    rank: int,
+    local_rank: int,
     emit: Callable[[Event], None],
     stop_requested: Callable[[], bool],
 ) -> bool:
     """Tokenise the dataset into the run directory, unless it is there already. False when a stop was requested.
 
-    Rank 0 works; the others look for its result, without a collective that could time out. (If rank 0 fails, the
+    The first rank of each host works, one host at a time: where they share the run directory, the others find it done.
+    A host's other ranks look for the result, without a collective that could time out. (If the first fails, the
     launcher ends them.) Raises DataError when there are too few tokens, SpecError when what is there was made from
     another dataset or by another tokeniser.
     """
     # Named after the launcher, so that nobody takes an earlier attempt's for this one's.
-    stopped = rundir.data / f"stopped-{os.getppid()}"
-    if rank != 0:
+    stopped = rundir.data / f"stopped-{socket.gethostname()}-{os.getppid()}"
+    if local_rank != 0:
         while not (rundir.data / _META).exists():
             if stopped.exists():
                 return False
-            time.sleep(0.2)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
         return True
-    if (rundir.data / _META).exists():
-        _check_same(spec, rundir)
-        return True
+    rundir.data.mkdir(parents=True, exist_ok=True)
+    with _alone(rundir.data_lock, stop_requested) as alone:
+        if (rundir.data / _META).exists():
+            _check_same(spec, rundir)
+            return True
+        if alone and _tokenise(spec, rundir, emit, stop_requested):
+            return True
+    stopped.touch()
+    return False
+
+
+@contextmanager
+def _alone(lock: Path, stop_requested: Callable[[], bool]) -> Iterator[bool]:
+    """Hold `lock`; False when a stop was requested while somebody else held it. A killed holder has let go of it."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        held = _try_lock(descriptor)
+        while not held and not stop_requested():
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            held = _try_lock(descriptor)
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _tokenise(
+    spec: TrainingSpec, rundir: RunDir, emit: Callable[[Event], None], stop_requested: Callable[[], bool]
+) -> bool:
+    """False when a stop was requested, and nothing is there."""
     emit(Preparing(step=0, what="tokenising the dataset"))
     tokenizer = load_tokenizer(spec.tokenizer)
-    rundir.data.mkdir(parents=True, exist_ok=True)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    tokens, reported = 0, time.monotonic()
+    tokens, sha256, reported = 0, hashlib.sha256(), time.monotonic()
     with (rundir.data / _TOKENS).open("wb") as file:
         for group in _groups(documents(spec.dataset), _DOCUMENTS_AT_ONCE):
             if stop_requested():
-                stopped.touch()
                 return False
             for ids in _encode(group, spec, tokenizer):
-                file.write(np.asarray(ids, dtype=dtype).tobytes())
+                block = np.asarray(ids, dtype=dtype).tobytes()
+                file.write(block)
+                sha256.update(block)
                 tokens += len(ids)
             if time.monotonic() > reported + _SECONDS_BETWEEN_REPORTS:
                 emit(Preparing(step=0, what="tokenising the dataset", done=tokens))
@@ -75,11 +115,22 @@ def prepare(
         os.fsync(file.fileno())
     check_length(tokens, spec)
     save_tokenizer(tokenizer, rundir.tokenizer)
-    meta = {"tokens": tokens, "dtype": np.dtype(dtype).name, "made_from": _made_from(spec)}
+    meta = {
+        "tokens": tokens,
+        "dtype": np.dtype(dtype).name,
+        "sha256": sha256.hexdigest(),
+        "made_from": _made_from(spec),
+    }
     unfinished = rundir.data / "meta.json.tmp"
     unfinished.write_text(json.dumps(meta))
     unfinished.rename(rundir.data / _META)
     return True
+
+
+def digest(rundir: RunDir) -> str:
+    """Of the prepared tokens: equal on hosts that read the same files with the same tokeniser."""
+    meta = json.loads((rundir.data / _META).read_text())
+    return str(meta.get("sha256", meta["tokens"]))  # without: made before it was stored
 
 
 def _made_from(spec: TrainingSpec) -> dict[str, Any]:
@@ -129,11 +180,11 @@ class Sequences:
 
         One global batch, or the several of a large switch (GoLore's ℬ).
         """
-        optimisation, processes = self._spec.optimisation, self._spec.resources.processes
+        optimisation, ranks = self._spec.optimisation, self._spec.resources.ranks
         micro = optimisation.micro_batch
         assert micro is not None
         first, end = (self._spec.batches_before(t) * optimisation.global_batch for t in (step, step + 1))
-        starts = range(first + self._rank * micro, end, micro * processes)
+        starts = range(first + self._rank * micro, end, micro * ranks)
         return [self.load([self._shuffled(start + j) for j in range(micro)]) for start in starts]
 
     def validation_batches(self) -> list[list[int]]:

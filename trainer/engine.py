@@ -32,7 +32,7 @@ def configuration(spec: TrainingSpec) -> dict[str, Any]:
         "data_types": types,
         "train_micro_batch_size_per_gpu": micro,
         # At most: the loop tells the engine where a step ends. With 1, offloading would keep no sums at all.
-        "gradient_accumulation_steps": largest * optimisation.global_batch // (micro * spec.resources.processes),
+        "gradient_accumulation_steps": largest * optimisation.global_batch // (micro * spec.resources.ranks),
         "zero_optimization": zero,
         "bf16": {"enabled": optimisation.dtype == "bf16"},
         # Without the key DeepSpeed clips at 1.0.

@@ -5,7 +5,8 @@
     ├── DataError         the dataset is missing, unreadable or too short
     ├── CheckpointError   a checkpoint is missing, incomplete or damaged
     ├── DivergenceError   the loss or the gradient is no longer a number
-    └── OutOfMemoryError  the device or the host has no memory left
+    ├── OutOfMemoryError  the device or the host has no memory left
+    └── HostGoneError     one of several hosts goes away: the others start again without it, or with another
 
 Everything else is `Unknown`. The name travels in the `failed` event and decides whether a retry makes sense.
 """
@@ -49,7 +50,12 @@ class OutOfMemoryError(TrainerError):
     retryable = False
 
 
-LEAVES = (SpecError, DataError, CheckpointError, DivergenceError, OutOfMemoryError)
+class HostGoneError(TrainerError):
+    name = "host_gone"
+    exit_code = 69
+
+
+LEAVES = (SpecError, DataError, CheckpointError, DivergenceError, OutOfMemoryError, HostGoneError)
 
 
 def leaf_of_exit_code(code: int) -> type[TrainerError]:

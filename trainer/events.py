@@ -165,6 +165,21 @@ def read_from(path: Path, offset: int) -> tuple[list[tuple[int, Event]], int]:
     return found, offset
 
 
+def ending(found: Iterable[Event]) -> Finished | Stopped | Failed | None:
+    """How training ended, if it did. Of several failures the first is the cause: the other ranks lost their peer.
+
+    What comes before the last start does not count: torchrun has started the ranks again since.
+    """
+    end: Finished | Stopped | Failed | None = None
+    for event in found:
+        if isinstance(event, Started):
+            end = None
+        # Both are reported when all is on disk: what fails on the way out changes nothing about that.
+        elif isinstance(event, Finished | Stopped) or (isinstance(event, Failed) and end is None):
+            end = event
+    return end
+
+
 def _last_byte(path: Path) -> bytes:
     """Empty for an empty file or none."""
     if not path.exists() or path.stat().st_size == 0:

@@ -42,7 +42,7 @@ def run_ranks(rundir: RunDir, processes: int) -> int:
 
 
 def _exit_code(code: int, found: list[events.Event]) -> int:
-    failed = [event for event in found if isinstance(event, events.Failed)]
-    if failed:
-        return errors.exit_code_of(failed[0].reason)
-    return code if code >= 0 else 128 - code
+    end = events.ending(found)
+    if end is None:
+        return code if code >= 0 else 128 - code
+    return errors.exit_code_of(end.reason) if isinstance(end, events.Failed) else 0

@@ -35,12 +35,12 @@ class Run:
 
     def __init__(self, spec: TrainingSpec, rundir: RunDir, emit: Emit) -> None:
         self.spec, self.rundir = spec, rundir
-        self.emit = emit if dist.get_rank() == 0 else _nowhere
+        self.emit = emit if dist.get_rank() == 0 else nowhere
         self.device = torch.device(deepspeed.get_accelerator().current_device_name())
         self.device_name = torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu"
-        if dist.get_world_size() != spec.resources.processes:
-            ranks, wanted = dist.get_world_size(), spec.resources.processes
-            raise SpecError(f"resources.processes: {wanted}, but {ranks} ranks were started")
+        if dist.get_world_size() != spec.resources.ranks:
+            ranks, wanted = dist.get_world_size(), spec.resources.ranks
+            raise SpecError(f"resources: {wanted} ranks are asked for, but {ranks} were started")
         self.emit(events.Preparing(step=0, what="building the model"))
         tokenizer = load_tokenizer(spec.tokenizer)
         self.sequences = data.Sequences(spec, rundir.data, dist.get_rank(), self.device)
@@ -207,5 +207,5 @@ def whole(value: int | None) -> int:
     return value
 
 
-def _nowhere(_: events.Event) -> None:
+def nowhere(_: events.Event) -> None:
     """Where the events of ranks other than 0 go."""

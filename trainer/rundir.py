@@ -6,6 +6,7 @@ RUNDIR/
   stop                        a request: present means "checkpoint and end at the next step boundary"
   log.txt                     standard output and error of the processes
   data/                       the tokenised dataset
+  data.lock                   held by the host that tokenises
   tokenizer/                  the tokeniser, as a Hugging Face directory
   checkpoints/step-00000200/  complete once COMPLETE is in it
 """
@@ -29,6 +30,7 @@ class RunDir:
         self.stop = self.root / "stop"
         self.log = self.root / "log.txt"
         self.data = self.root / "data"
+        self.data_lock = self.root / "data.lock"
         self.tokenizer = self.root / "tokenizer"
         self.checkpoints = self.root / "checkpoints"
 

@@ -12,10 +12,11 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from trainer import data, events
+from trainer import agreement, data, events
 from trainer.config import TrainingSpec
-from trainer.errors import SpecError
-from trainer.run import Emit, Run, whole
+from trainer.errors import HostGoneError, SpecError
+from trainer.hosts import for_world
+from trainer.run import Emit, Run, nowhere, whole
 from trainer.rundir import RunDir
 
 
@@ -25,35 +26,42 @@ def train(spec: TrainingSpec, rundir: RunDir, emit: Emit) -> None:
     Called by every rank. `emit` is called with what happens, on rank 0 alone.
     """
     began = time.perf_counter()
+    rank, local_rank, world = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    emit = emit if rank == 0 else nowhere
+    of_world = for_world(spec, world)
     with _StopRequest(rundir) as stop_request:
         # Before the ranks meet: none of them may wait in a collective for as long as this can take.
-        if not data.prepare(spec, rundir, int(os.environ["RANK"]), emit, stop_request.present):
-            if os.environ["RANK"] == "0":
-                emit(events.Stopped(step=0))
-            return
+        prepared = data.prepare(spec, rundir, local_rank, emit, stop_request.present)
         with distributed():
-            _loop(spec, rundir, emit, stop_request, began)
+            run = Run(of_world, rundir, emit) if agreement.all_prepared(spec, rundir, prepared) else None
+            if run is not None and _loop(run, stop_request):
+                emit(events.Finished(step=run.step, seconds=time.perf_counter() - began))
+                return
+            step = run.step if run else 0
+            # A signal to one of several hosts takes that host away; only the file ends the run.
+            if spec.resources.hosts > 1 and not agreement.any_rank(rundir.stop.exists()):
+                raise HostGoneError(f"step {step}: a host was told to end; the others go on from the last checkpoint")
+            emit(events.Stopped(step=step))
 
 
-def _loop(spec: TrainingSpec, rundir: RunDir, emit: Emit, stop_request: "_StopRequest", began: float) -> None:
-    optimisation = spec.optimisation
+def _loop(run: Run, stop_request: "_StopRequest") -> bool:
+    """Whether the end was reached; if not, a stop was requested. Either way all ranks have saved the last step."""
+    optimisation, checkpoints = run.spec.optimisation, run.spec.checkpoints
     steps = whole(optimisation.steps)
-    run = Run(spec, rundir, emit)
     run.emit(run.started())
     if run.step == 0:
         run.evaluate()
     while run.step < steps:
         stop = run.train_step(stop_request.present)
         last = run.step == steps
-        due = last or run.step % whole(spec.checkpoints.every) == 0
-        evaluated = last or run.step % whole(optimisation.evaluate_every) == 0 or (due and spec.checkpoints.keep_best)
+        due = last or run.step % whole(checkpoints.every) == 0
+        evaluated = last or run.step % whole(optimisation.evaluate_every) == 0 or (due and checkpoints.keep_best)
         loss = run.evaluate() if evaluated else None
         if due or stop:
             run.save(loss, wait=last or stop)
         if stop and not last:
-            run.emit(events.Stopped(step=run.step))
-            return
-    run.emit(events.Finished(step=run.step, seconds=time.perf_counter() - began))
+            return False
+    return True
 
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -4,7 +4,7 @@ import signal
 
 from jobs.lease import Outcome
 from trainer.errors import leaf_of_exit_code
-from trainer.events import Event, Failed, Finished, Stopped
+from trainer.events import Event, Finished, Stopped, ending
 from trainer.rundir import RunDir
 
 _LOG_TAIL_BYTES = 4000
@@ -12,18 +12,15 @@ _LOG_TAIL_BYTES = 4000
 
 def outcome_of(rundir: RunDir, exit_code: int, found: list[Event], killed: bool) -> Outcome:
     """`found` is what this attempt reported. `killed`: by us, because it did not stop in time when asked to."""
-    last = found[-1] if found else None
-    # Both are reported when all is on disk: what a process does on its way out changes nothing about that.
-    if isinstance(last, Finished):
+    end = ending(found)
+    if isinstance(end, Finished):
         return Outcome("succeeded", exit_code)
-    if isinstance(last, Stopped):
+    if isinstance(end, Stopped):
         return Outcome("stopped", exit_code)
     tail = rundir.log_tail(_LOG_TAIL_BYTES)
-    # Several ranks may have failed: the first is the cause, the others lost their peer.
-    failure = next((event for event in found if isinstance(event, Failed)), None)
-    if failure:
-        error = {"code": failure.reason, "message": failure.message, "rank": failure.rank, "log_tail": tail}
-        return Outcome("failed", exit_code, error, failure.retryable)
+    if end:
+        error = {"code": end.reason, "message": end.message, "rank": end.rank, "log_tail": tail}
+        return Outcome("failed", exit_code, error, end.retryable)
     if killed:
         message = "asked to stop, it reached no step boundary in time; what follows its last checkpoint is lost"
         return Outcome("stopped", exit_code, {"code": "killed", "message": message, "log_tail": tail})

@@ -82,6 +82,8 @@ BAD = [
     ({"model": {"path": "models/mine"}}, "model", "exactly one"),
     ({"optimisation": {"tokens": 7}}, "optimisation.tokens", "give one of the two"),
     ({"optimisation": {"global_batch": 5}, "resources": {"processes": 2}}, "optimisation.global_batch", "processes 2"),
+    ({"resources": {"hosts": 2}}, "resources.hosts", "docs/multi-node.md"),
+    ({"resources": {"min_hosts": 2}}, "resources.min_hosts", "above hosts 1"),
     ({"optimisation": {"micro_batch": 3}}, "optimisation.micro_batch", "does not divide"),
     ({"optimisation": {"warmup_steps": 21}}, "optimisation.warmup_steps", "above steps 20"),
     ({"optimisation": {"dtype": "fp16"}}, "optimisation.dtype", "'fp32' or 'bf16'"),

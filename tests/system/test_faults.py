@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from tests.system.service import Service, running
+from trainer.checkpoint.place import Directory
 from trainer.rundir import RunDir
 
 LONG = {"optimisation": {"steps": 250, "evaluate_every": 250}, "checkpoints": {"every": 40}}
@@ -108,7 +109,8 @@ def test_cancel_takes_effect_within_a_step_and_leaves_a_checkpoint(service: Serv
     service.wait_for_step(job_id, 10)
     assert service.http.post(f"/v1/jobs/{job_id}/cancel").json()["state"] == "running"
     job = service.wait_until(job_id, lambda seen: seen["state"] == "cancelled")
-    newest = RunDir(job["run_directory"]).complete_checkpoints()[-1]
+    rundir = RunDir(job["run_directory"])
+    newest = rundir.checkpoint(Directory(rundir.checkpoints).complete_steps()[-1])
     assert newest.name == f"step-{job['progress']['step']:08d}"
     assert service.trainers(job_id) == []
     assert service.http.post(f"/v1/jobs/{job_id}/cancel").json()["state"] == "cancelled"

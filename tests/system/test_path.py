@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.system.service import running
+from trainer.checkpoint.place import Directory
 from trainer.rundir import RunDir
 
 
@@ -55,7 +56,7 @@ def test_a_posted_job_is_trained_by_two_ranks_and_can_be_watched_to_its_end(tmp_
         assert service.trainers(job_id) == []
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{service.stack.api_url}/healthz")
-    assert RunDir(home / "runs" / job_id).complete_checkpoints()
+    assert Directory(RunDir(home / "runs" / job_id).checkpoints).complete_steps()
     shutil.rmtree(home / "runs")
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.trainer.alone import alone
 from trainer import events
+from trainer.checkpoint.place import Directory
 from trainer.rundir import RunDir
 
 
@@ -54,7 +55,7 @@ def test_stopped_and_started_again_it_ends_with_the_losses_of_an_undisturbed_run
     last = events.read(stopped.events)[-1]
     assert isinstance(last, events.Stopped)
     assert 20 <= last.step < 120
-    assert [path.name for path in stopped.complete_checkpoints()] == [f"step-{last.step:08d}"]
+    assert Directory(stopped.checkpoints).complete_steps() == [last.step]
     stopped.stop.unlink(missing_ok=True)
     subprocess.run(trainer("run", str(stopped.root)), check=True, stdout=subprocess.DEVNULL)
     assert losses(stopped) == losses(straight)
@@ -106,7 +107,7 @@ def test_two_ranks_keep_the_exit_code_and_stop_on_sigterm(tmp_path: Path) -> Non
         launcher.send_signal(signal.SIGTERM)
         assert launcher.wait(60) == 0
     assert isinstance(events.read(rundir.events)[-1], events.Stopped)
-    assert len(rundir.complete_checkpoints()) == 1
+    assert len(Directory(rundir.checkpoints).complete_steps()) == 1
     assert not rundir.stop.exists()
 
 

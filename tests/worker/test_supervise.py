@@ -19,6 +19,7 @@ from jobs.states import State
 from migrations.__main__ import upgrade
 from tests.conftest import job_body
 from trainer import events
+from trainer.checkpoint.place import Directory
 from trainer.rundir import RunDir
 from worker.launch import Locks, locks_of
 from worker.outcome import outcome_of
@@ -76,7 +77,8 @@ def test_a_lease_that_cannot_be_renewed_ends_the_trainer_with_a_checkpoint_and_w
     run_job(database, patient, "w", job_id, lambda: False)
     assert time.monotonic() - began < patient.lease_seconds + 5
     assert store.points(database, job_id).items == []
-    assert len(RunDir(store.get(database, job_id).run_directory).complete_checkpoints()) == 1
+    rundir = RunDir(store.get(database, job_id).run_directory)
+    assert len(Directory(rundir.checkpoints).complete_steps()) == 1
     # For the reaper to find.
     assert store.get(database, job_id).state == State.RUNNING
     database.close()
