@@ -11,10 +11,15 @@ from jobs.settings import Settings
 
 def upgrade(url: str) -> None:
     """To the newest schema, in a transaction a step."""
+    command.upgrade(configuration(url), "head")
+
+
+def configuration(url: str) -> Config:
+    """What Alembic's commands take."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.attributes["url"] = url
-    command.upgrade(config, "head")
+    return config
 
 
 def main() -> None:

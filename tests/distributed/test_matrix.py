@@ -30,10 +30,10 @@ from trainer.tokenizer import byte_tokenizer
 
 # Largest entry of the difference.
 FP32 = 1e-5
-# In bf16, of each matrix ‖W − W_ref‖ ≤ BF16·‖W_ref − W_start‖ + ROUNDING·‖W_ref‖. A forward and a backward pass in bf16
-# have gradients that are off by a few 2⁻⁸, and Adam's first steps, which are near to signs, turn round where a gradient
-# is smaller than that: up to a quarter of the way. Each merge rounds the frozen weights, unless there is a copy in fp32:
-# by half a unit in the last place, 2⁻⁹ of an entry, at random by a whole one.
+# In bf16, of each matrix ‖W − W_ref‖ ≤ BF16·‖W_ref − W_start‖ + ROUNDING·‖W_ref‖. A forward and a backward pass in
+# bf16 have gradients that are off by a few 2⁻⁸, and Adam's first steps, which are near to signs, turn round where a
+# gradient is smaller than that: up to a quarter of the way. Each merge rounds the frozen weights, unless there is a
+# copy in fp32: by half a unit in the last place, 2⁻⁹ of an entry, at random by a whole one.
 BF16 = 0.25
 MERGES = 2
 ROUNDING = {"bf16": MERGES * 2**-9, "bf16, stochastic": MERGES * 2**-8, "bf16, fp32 copy": 0.0}
