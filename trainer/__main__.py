@@ -76,10 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     rundir = RunDir(arguments.rundir)
     _read_spec(rundir)
-    from trainer.export import export as write
+    from trainer.exports.export import export as write
 
-    step = write(rundir, Path(arguments.out))
-    answer = {"step": step, "path": str(Path(arguments.out).resolve())}
+    form, out = arguments.format, Path(arguments.out)
+    step = write(rundir, out, form, arguments.checkpoint, arguments.shard_size, arguments.dtype)
+    answer = {"step": step, "format": form, "path": str(out.resolve())}
     print(json.dumps(answer) if arguments.json else f"step {step} → {answer['path']}")
     return 0
 
@@ -126,11 +127,33 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "export",
-        help="write the newest checkpoint as a Hugging Face model directory",
-        epilog="example: python -m trainer export run merged",
+        help="write a checkpoint as a Hugging Face model directory, an adapter, or factors",
+        epilog="example: python -m trainer export run merged --checkpoint best --shard-size 2GB",
     )
     command.add_argument("rundir", metavar="RUNDIR")
-    command.add_argument("out", metavar="OUT")
+    command.add_argument("out", metavar="OUT", help="a new directory, or an empty one")
+    command.add_argument(
+        "--format",
+        choices=["merged", "peft", "factored"],
+        default="merged",
+        help="merged: plain weights, for AutoModelForCausalLM (every method); peft: an adapter for PeftModel (lora, "
+        "dora); factored: the factors alone, for trainer.exports.loading.load_factored (lowrank, and loro from random "
+        "values). Default: merged",
+    )
+    command.add_argument(
+        "--checkpoint",
+        metavar="WHICH",
+        default="newest",
+        help="newest, best (the lowest held-out loss), or a step. Default: newest",
+    )
+    command.add_argument(
+        "--shard-size",
+        metavar="SIZE",
+        default="5GB",
+        help="most bytes of one weights file, and so about what the export holds in memory; a number and KB, MB, GB or "
+        "TB. Default: 5GB",
+    )
+    command.add_argument("--dtype", choices=["fp32", "bf16"], help="of the weights. Default: the run's own")
     command.add_argument("--json", action="store_true", help="print the answer as JSON")
     command.set_defaults(command=export)
 

@@ -40,8 +40,7 @@ def structure(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase, values: bo
     name, revision = _where(spec)
     try:
         config = AutoConfig.from_pretrained(name, **revision) if name else _preset_config(spec, tokenizer)
-        with torch.device("meta"):
-            model = _from_config(config, dtype)
+        model = _on_meta(config, dtype)
         source: Source = Drawn(model, spec.optimisation.seed)
         stored = starts_from_weights(spec.model) and values
         if fills_by_module(model):
@@ -50,17 +49,27 @@ def structure(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase, values: bo
                 if not source.has_all_of(model):
                     # Names or shapes that transformers changes on the way, or no safetensors: its own loader knows.
                     model = _loaded(name, revision, dtype)
-        else:
+        elif values:
             torch.manual_seed(spec.optimisation.seed)
             model = _loaded(name, revision, dtype) if stored else _from_config(config, dtype)
-            if not values:
-                without_values(model)
+        else:
+            model = empty_model(config, dtype)
     except (OSError, ValueError) as error:
         raise unloadable("model", name, error) from error
     _check_sizes(model, spec, len(tokenizer))
     if spec.optimisation.activation_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model, source
+
+
+def empty_model(config: PretrainedConfig, dtype: torch.dtype) -> Any:
+    """A model of which no parameter has a value; `trainer.weights.Filler` gives them."""
+    model = _on_meta(config, dtype)
+    if not fills_by_module(model):
+        # Its buffers are known to nobody but the model itself, when it is made whole.
+        model = _from_config(config, dtype)
+        without_values(model)
+    return model
 
 
 def in_order(model: nn.Module) -> list[nn.Module]:
@@ -109,6 +118,11 @@ def _preset_config(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> Ll
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,
     )
+
+
+def _on_meta(config: PretrainedConfig, dtype: torch.dtype) -> Any:
+    with torch.device("meta"):
+        return _from_config(config, dtype)
 
 
 def _from_config(config: PretrainedConfig, dtype: torch.dtype) -> Any:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
-_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_STEM = "model"
+_SINGLE = f"{_STEM}.safetensors"
+_INDEX = f"{_SINGLE}.index.json"
 
 
 class Source(Protocol):
@@ -76,13 +78,14 @@ class Drawn:
 
 
 class Stored:
-    """The safetensors files of a Hugging Face directory."""
+    """The safetensors files of a Hugging Face directory: STEM.safetensors, or those that an index beside it names."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, stem: str = _STEM) -> None:
         self._file_of: dict[str, Path] = {}
         self._shape_of: dict[str, list[int]] = {}
-        index = directory / _INDEX
-        files = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {_SINGLE}
+        single = f"{stem}.safetensors"
+        index = directory / f"{single}.index.json"
+        files = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {single}
         for file in sorted(directory / name for name in files):
             if file.is_file():
                 with safe_open(file, framework="pt") as opened:

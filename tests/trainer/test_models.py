@@ -16,9 +16,10 @@ from transformers import (
 )
 
 from tests.trainer.alone import make_run
+from tests.trainer.finished import loss_of
 from trainer import events
 from trainer.errors import SpecError
-from trainer.export import export
+from trainer.exports.export import export
 from trainer.run import Run
 from trainer.rundir import RunDir
 
@@ -79,16 +80,6 @@ def test_a_model_directory_is_trained_and_exported(tmp_path: Path, make: Any, st
     assert type(merged) is type(original)
     assert {n: p.shape for n, p in merged.named_parameters()} == {n: p.shape for n, p in original.named_parameters()}
     assert loss_of(merged, run) == pytest.approx(after.loss, abs=1e-5)
-
-
-def loss_of(model: Any, run: Run) -> float:
-    losses, count = 0.0, 0
-    with torch.no_grad():
-        for rows in run.sequences.validation_batches():
-            tokens = run.sequences.load(rows)
-            losses += float(model(input_ids=tokens, labels=tokens).loss) * len(rows)
-            count += len(rows)
-    return losses / count
 
 
 def test_a_directory_s_shape_alone_can_be_used(tmp_path: Path) -> None:

@@ -242,12 +242,13 @@ def test_a_switch_leaves_the_loss_as_it_was(tmp_path: Path, case: str) -> None:
 
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("case", CASES)
-def test_the_plain_modules_of_an_export_are_the_same_function(tmp_path: Path, case: str) -> None:
+def test_linear_modules_of_the_effective_weights_are_the_same_function(tmp_path: Path, case: str) -> None:
     model, method, _ = trained(tmp_path, case, 5)
     before = model(TOKENS, TOKENS).loss.item()
-    for name, plain in method.plain_modules().items():
-        assert type(plain) is nn.Linear
-        parent, _, child = name.rpartition(".")
+    for layer in method.layers:
+        plain = nn.Linear(layer.columns, layer.rows, bias=False).double()
+        plain.weight.data = layer.effective(whole_in_this_process).detach()
+        parent, _, child = layer.name.rpartition(".")
         setattr(model.get_submodule(parent), child, plain)
     assert model(TOKENS, TOKENS).loss.item() == pytest.approx(before, abs=1e-12)
 

@@ -74,16 +74,6 @@ class Adapted(nn.Module):
         for key, value in state.items():
             setattr(self, key, value)
 
-    def plain(self) -> nn.Linear:
-        """The linear module that this one stands for. On a model that is whole in this process."""
-        dtype = next(self.parameters()).dtype
-        linear = nn.Linear(self.columns, self.rows, bias=self.bias is not None, dtype=dtype)
-        with torch.no_grad():
-            linear.weight.copy_(self.effective(whole_in_this_process))
-            if self.bias is not None:
-                linear.bias.copy_(self.bias)
-        return linear
-
 
 class FrozenLinear(Adapted):
     """W frozen, plus a change Δ that is trained in a subspace and merged at a switch: W_eff = s·W + Δ.

@@ -33,7 +33,9 @@ class FactoredLinear(Adapted):
         self.A = nn.Parameter(a.to(linear.weight))
 
     def product(self, x: Tensor) -> Tensor:
-        y = functional.linear(functional.linear(x, self.A), self.B) * self.factor_scale
+        y = functional.linear(functional.linear(x, self.A), self.B)
+        if self.factor_scale != 1.0:
+            y = y * self.factor_scale
         if self.weight is not None:
             return y + functional.linear(x, self.weight, self.bias)
         return self.with_bias(y)

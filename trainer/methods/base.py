@@ -114,11 +114,3 @@ class Method:
         """The inverse of `state`, after `attach`."""
         for layer in self.layers:
             layer.load_state(state[layer.name])
-
-    def plain_modules(self) -> dict[str, nn.Linear]:
-        """For export: by name, the plain linear module that each replaced one stands for, merged.
-
-        Called on a model that is whole in one process.
-        """
-        adapted: list[Adapted] = self.layers
-        return {layer.name: layer.plain() for layer in adapted}

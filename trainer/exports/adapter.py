@@ -1,0 +1,101 @@
+"""LoRA and DoRA as an adapter that `peft.PeftModel.from_pretrained(base, OUT)` loads, with the run's own logits.
+
+What our LoRA and DoRA train beside their factors (embeddings, norms, head, biases) has to be somewhere:
+
+- A run that started from pretrained weights leaves those where they are: its base is the directory or the hub's model
+  that it started from. What was trained of it whole is in the adapter, as peft's `modules_to_save`, and the biases of
+  the targets as its `bias: lora_only`. A bf16 run has trained beside a base in bf16: load it as such.
+- A run that started from random values has a base that nobody else has. It is written to OUT/base, the frozen W of the
+  targets and all else as trained; the adapter is nothing but the factors. peft finds the base by its full path, so
+  whoever moves OUT names the base anew.
+
+The adapter is one file, as peft wants it: unlike the merged model it is in memory whole.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer.config import DirectoryModel, HubModel, starts_from_weights
+from trainer.errors import SpecError
+from trainer.exports.destination import Destination
+from trainer.exports.merged import write_model
+from trainer.exports.trained import Trained
+from trainer.methodconfig import DoraConfig, LoraConfig
+
+_PREFIX = "base_model.model."
+# peft's name for each of a layer's own parameters.
+_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+
+
+def write_adapter(trained: Trained, destination: Destination) -> None:
+    """Raises SpecError for other methods."""
+    method = trained.spec.method
+    if not isinstance(method, LoraConfig | DoraConfig):
+        raise SpecError(
+            f"--format: {method.name} is no adapter in peft's sense, only lora and dora are; choose --format merged"
+        )
+    assert method.rank is not None
+    tensors = {
+        f"{_PREFIX}{name}.{theirs}": trained.stored.get(f"{name}.{ours}")
+        for name, layer in trained.layers.items()
+        for ours, theirs in _NAMES.items()
+        if hasattr(layer, ours)
+    }
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "r": method.rank,
+        "lora_alpha": method.alpha,
+        "lora_dropout": 0.0,
+        "use_dora": method.name == "dora",
+        "target_modules": list(method.targets),
+        "bias": "none",
+        "modules_to_save": None,
+    }
+    if starts_from_weights(trained.spec.model):
+        config |= _place_of_base(trained) | _modules_to_save(trained)
+        tensors |= _trained_whole(trained)
+    else:
+        base = destination.directory / "base"
+        base.mkdir()
+        write_model(trained, trained.stored.get, replace(destination, directory=base))
+        trained.tokenizer.save_pretrained(base)
+        config |= {"base_model_name_or_path": str((destination.out / "base").resolve())}
+    (destination.directory / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    typed = {key: destination.typed(tensor).contiguous() for key, tensor in tensors.items()}
+    save_file(typed, destination.directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _place_of_base(trained: Trained) -> dict[str, Any]:
+    model = trained.spec.model
+    if isinstance(model, HubModel):
+        return {"base_model_name_or_path": model.hub, "revision": model.revision}
+    assert isinstance(model, DirectoryModel)
+    return {"base_model_name_or_path": str(Path(model.path).resolve())}
+
+
+def _modules_to_save(trained: Trained) -> dict[str, Any]:
+    parents = dict.fromkeys(key.rpartition(".")[0] for key in trained.plain)
+    return {
+        "modules_to_save": [name for name in parents if name not in trained.layers],
+        "bias": "lora_only" if any(layer.bias is not None for layer in trained.layers.values()) else "none",
+        "ensure_weight_tying": bool(trained.aliases),
+    }
+
+
+def _trained_whole(trained: Trained) -> dict[str, Tensor]:
+    found = {}
+    for key in trained.plain:
+        name, _, leaf = key.rpartition(".")
+        if name not in trained.layers:
+            found[_PREFIX + key] = trained.stored.get(key)
+        elif leaf == "bias":
+            found[f"{_PREFIX}{name}.base_layer.bias"] = trained.stored.get(key)
+    # peft asks for a tied tensor under each of its names, and safetensors stores no tensor under two.
+    return found | {_PREFIX + alias: trained.stored.get(key).clone() for alias, key in trained.aliases.items()}

@@ -1,0 +1,39 @@
+"""A plain Hugging Face directory, which `AutoModelForCausalLM.from_pretrained` loads: W_eff in every replaced layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from transformers.conversion_mapping import get_model_conversion_mapping
+
+from trainer.exports.destination import Destination
+from trainer.exports.shards import write_shards
+from trainer.exports.trained import Trained
+
+
+def write_merged(trained: Trained, destination: Destination) -> None:
+    write_model(trained, trained.merged, destination)
+
+
+def write_model(trained: Trained, value: Callable[[str], Tensor], destination: Destination) -> None:
+    """The plain model, with `value` of each of its tensors: its files, its configuration, how it generates.
+
+    One file's tensors and one layer are in memory at a time. Not so where transformers stores a model under other names
+    or shapes than it computes with (experts, mostly), for only it knows how: then the whole model is.
+    """
+    tensors = {key: destination.typed(tensor) for key, tensor in trained.plain.items()}
+    if get_model_conversion_mapping(trained.model, add_legacy=False):
+        whole = {key: value(key).to(tensor.dtype) for key, tensor in tensors.items()}
+        trained.model.save_pretrained(destination.directory, state_dict=whole, max_shard_size=destination.shard_bytes)
+    else:
+        write_shards(tensors, value, destination, "model")
+    write_configuration(trained.model, destination)
+
+
+def write_configuration(model: Any, destination: Destination) -> None:
+    """config.json, as `save_pretrained` would write it for the plain model in the destination's type."""
+    model.config.dtype = str(destination.dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(destination.directory)
+    if model.can_generate():
+        model.generation_config.save_pretrained(destination.directory)
