@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
 from trainer.errors import CheckpointError
 from trainer.exports.factored import FACTORS, FORMAT, STEM
@@ -33,12 +33,7 @@ def load_factored(path: str | Path, dtype: torch.dtype | None = None) -> Any:
     if not known:
         raise CheckpointError(f"{path / FACTORS} has format {facts['format']}, this version reads {FORMAT}")
 
-    def make(linear: nn.Linear, name: str, index: int) -> Adapted:
-        b, a = linear.weight.new_empty(linear.out_features, rank), linear.weight.new_empty(rank, linear.in_features)
-        return FactoredLinear(linear, name, b, a, scale, keep_weight=False)
-
-    model = empty_model(config, dtype or config.dtype or torch.float32)
-    replace_targets(model, targets, make, rank)
+    model = empty_factored(config, dtype or config.dtype or torch.float32, rank, scale, targets)
     stored = Stored(path, STEM)
     if not stored.has_all_of(model):
         raise CheckpointError(f"{path}: {STEM}*.safetensors lack tensors of this model; export the run again")
@@ -48,3 +43,17 @@ def load_factored(path: str | Path, dtype: torch.dtype | None = None) -> Any:
     if (path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(path)
     return model.eval()
+
+
+def empty_factored(
+    config: PretrainedConfig, dtype: torch.dtype, rank: int, scale: float, targets: tuple[str, ...]
+) -> Any:
+    """The model with factors, B (m, r) and A (r, n), in the place of its targets, and no values yet."""
+
+    def make(linear: nn.Linear, name: str, index: int) -> Adapted:
+        b, a = linear.weight.new_empty(linear.out_features, rank), linear.weight.new_empty(rank, linear.in_features)
+        return FactoredLinear(linear, name, b, a, scale, keep_weight=False)
+
+    model = empty_model(config, dtype)
+    replace_targets(model, targets, make, rank)
+    return model
