@@ -86,7 +86,7 @@ def main() -> None:
     text = _page(arguments, outcomes, rates)
     print(text)
     if arguments.out:
-        arguments.out.write_text(text)
+        arguments.out.write_text(text + _after_the_losses(arguments.out))
 
 
 Wanted = tuple[str, dict[str, Any], float, float | None, int]
@@ -189,6 +189,12 @@ class Bench:
             state_bytes=started.optimizer_state_bytes,
             trained_parameters=started.trained_parameters,
         )
+
+
+def _after_the_losses(page: Path) -> str:
+    """What the page has under a next heading: other benchmarks' results."""
+    _, heading, rest = page.read_text().partition("\n# ") if page.exists() else ("", "", "")
+    return heading + rest
 
 
 def _page(arguments: argparse.Namespace, outcomes: list[Outcome], rates: dict[str, float]) -> str:

@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("out", metavar="OUT", help="a new directory, or an empty one")
     command.add_argument(
         "--format",
-        choices=["merged", "peft", "factored"],
+        metavar="FORMAT",
         default="merged",
         help="merged: plain weights, for AutoModelForCausalLM (every method); peft: an adapter for PeftModel (lora, "
         "dora); factored: the factors alone, for trainer.exports.loading.load_factored (lowrank, and loro from random "

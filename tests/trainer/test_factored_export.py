@@ -1,6 +1,8 @@
 """Factors exported as factors and loaded again: the merged export's logits, and no matrix of a target's size."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +113,15 @@ def test_what_is_no_export_of_factors_is_refused(tmp_path: Path) -> None:
     (out / "factors.json").write_text(json.dumps(facts | {"rank": 5}))
     with pytest.raises(CheckpointError, match="lack tensors of this model; export the run again"):
         load_factored(out)
+
+
+def test_the_command_takes_every_choice(tmp_path: Path) -> None:
+    _, rundir, _ = finished(tmp_path, steps=2, method=LORO)
+    command = [sys.executable, "-m", "trainer", "export", str(rundir.root), str(tmp_path / "out"), "--json"]
+    command += ["--format", "factored", "--checkpoint", "best", "--shard-size", "100KB", "--dtype", "bf16"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"step": 2, "format": "factored", "path": str(tmp_path / "out")}
+    assert {p.dtype for p in load_factored(tmp_path / "out").parameters()} == {torch.bfloat16}
+    done = subprocess.run([*command, "--format", "gguf"], capture_output=True, text=True)
+    assert done.returncode == 64
+    assert "--format: 'gguf' is unknown; choose one of merged, peft, factored" in done.stderr

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer.errors import SpecError
 from trainer.exports.adapter import write_adapter
 from trainer.exports.destination import Destination, bytes_of, new_directory
 from trainer.exports.factored import write_factored
@@ -33,6 +34,8 @@ def export(
     holds something already.
     """
     shard_bytes = bytes_of(shard_size)
+    if form not in FORMATS:
+        raise SpecError(f"--format: {form!r} is unknown; choose one of {', '.join(FORMATS)}")
     with new_directory(out) as directory, trained_by(rundir, checkpoint) as trained:
         wanted = DTYPES[dtype or trained.spec.optimisation.dtype]
         FORMATS[form](trained, Destination(directory, out, shard_bytes, wanted))
