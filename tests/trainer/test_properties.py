@@ -247,7 +247,7 @@ def test_linear_modules_of_the_effective_weights_are_the_same_function(tmp_path:
     before = model(TOKENS, TOKENS).loss.item()
     for layer in method.layers:
         plain = nn.Linear(layer.columns, layer.rows, bias=False).double()
-        plain.weight.data = layer.effective(whole_in_this_process).detach()
+        plain.weight.data, plain.bias = layer.effective(whole_in_this_process).detach(), layer.bias
         parent, _, child = layer.name.rpartition(".")
         setattr(model.get_submodule(parent), child, plain)
     assert model(TOKENS, TOKENS).loss.item() == pytest.approx(before, abs=1e-12)
