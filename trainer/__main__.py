@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -76,10 +77,12 @@ def run(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     rundir = RunDir(arguments.rundir)
     _read_spec(rundir)
-    from trainer.exports.export import export as write
-
     form, out = arguments.format, Path(arguments.out)
-    step = write(rundir, out, form, arguments.checkpoint, arguments.shard_size, arguments.dtype)
+    with redirect_stdout(sys.stderr):
+        # DeepSpeed logs to whatever is stdout while it is imported, and stdout is for the answer.
+        from trainer.exports.export import export as write
+
+        step = write(rundir, out, form, arguments.checkpoint, arguments.shard_size, arguments.dtype)
     answer = {"step": step, "format": form, "path": str(out.resolve())}
     print(json.dumps(answer) if arguments.json else f"step {step} → {answer['path']}")
     return 0
