@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo up test check format clean
+.PHONY: help setup demo up test test-matrix check format clean
 
 help:
 	@echo "make demo    set up, then train a small LLaMA with GaLore through the whole service (about 2 minutes)"
 	@echo "make up      set up, then run the service on this machine until Ctrl-C"
 	@echo "make test    set up, then run all tests (real Valkey, real PostgreSQL, both started by the tests)"
+	@echo "make test-matrix  set up, then train every combination of docs/zero.md and write its tables (about an hour)"
 	@echo "make check   set up, then ruff, mypy and the import contracts"
 	@echo "make format  let ruff rewrite what it can"
 
@@ -29,6 +30,14 @@ up: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# One line a case; the tables are made of them.
+MATRIX := .stiefel/matrix.jsonl
+
+test-matrix: setup
+	@mkdir -p $(dir $(MATRIX)) && rm -f $(MATRIX)
+	STIEFEL_MATRIX_RESULTS=$(abspath $(MATRIX)) $(BIN)/python -m pytest -m 'matrix or not matrix' tests/distributed
+	$(BIN)/python -m tests.distributed.report $(MATRIX)
 
 check: setup
 	$(BIN)/ruff check .

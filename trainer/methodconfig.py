@@ -104,11 +104,10 @@ class GradientSettings(SubspaceSettings):
     """A subspace that is chosen from the gradient."""
 
     switch_batches: int = Field(default=1, ge=1, le=4096, description=_SWITCH_BATCHES)
-    gradients_at_once: int | None = Field(
-        default=None,
-        ge=1,
-        description="full gradients that a switch adds up at a time where a step has several micro-batches; it goes "
-        "through them once for so many matrices. Default: those of one decoder block",
+    gradients_at_once: Annotated[int, Field(ge=1)] | Literal["block"] = Field(
+        default="block",
+        description="full gradients that a switch adds up at a time where a step has several micro-batches: so many "
+        "matrices', or those of one decoder block. It goes through the micro-batches once for each such group",
     )
 
     def large_switches(self, steps: int) -> tuple[int, range]:

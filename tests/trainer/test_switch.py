@@ -23,7 +23,7 @@ def layers(run: Run) -> list[ProjectedLinear]:
     return run.method.layers
 
 
-def full_gradients(run: Run, at_once: int | None = None) -> dict[str, torch.Tensor]:
+def full_gradients(run: Run, at_once: Any = "block") -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
 
     def keep(layer: Any, gradient: torch.Tensor | None) -> None:
@@ -85,9 +85,9 @@ def test_in_bf16_a_small_decay_is_not_lost_at_a_switch(tmp_path: Path) -> None:
     assert float(kept) == pytest.approx(0.9985**10, abs=1e-4)
 
 
-@pytest.mark.parametrize(("accumulation", "at_once"), [(1, None), (2, None), (2, 1), (2, 5), (2, 100)])
+@pytest.mark.parametrize(("accumulation", "at_once"), [(1, "block"), (2, "block"), (2, 1), (2, 5), (2, 100)])
 def test_the_probe_sees_the_gradient_that_autograd_gives_a_plain_model(
-    tmp_path: Path, accumulation: int, at_once: int | None
+    tmp_path: Path, accumulation: int, at_once: Any
 ) -> None:
     run, _ = make_run(
         tmp_path,

@@ -14,7 +14,7 @@ groups, and the micro-batches are gone through once for each group.
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from trainer.lowrank.linalg import wide
 
 # (layer, this rank's mean gradient, or None where no token has reached the layer)
 Give = Callable[[Any, Tensor | None], None]
+AtOnce = int | Literal["block"]
 
 
 class Probe:
@@ -61,14 +62,12 @@ def capture(y: Tensor, x: Tensor, name: str, probe: Probe) -> Tensor:
     return same
 
 
-def each_gradient(
-    model: Any, layers: Sequence[Any], micro_batches: list[Tensor], at_once: int | None, give: Give
-) -> None:
+def each_gradient(model: Any, layers: Sequence[Any], micro_batches: list[Tensor], at_once: AtOnce, give: Give) -> None:
     """Call `give` once for every layer, in the same order on all ranks, with the gradient of the mean loss over this
     rank's micro-batches. Nothing is reduced over ranks, but `give` may. Collective.
 
     `model` is the module inside the engine and returns an object with `.loss`. `at_once`: how many layers' gradients
-    are added up at a time where there are several micro-batches; None: those of one block of the model.
+    are added up at a time where there are several micro-batches; `block`: those of one block of the model.
     """
     if len(micro_batches) == 1:
         _in_the_backward_pass(model, layers, micro_batches[0], give)
@@ -144,9 +143,9 @@ def _once_each_on_all_ranks(reached: list[str]) -> bool:
     return highest == lowest >= 0
 
 
-def _groups(layers: Sequence[Any], at_once: int | None) -> list[list[Any]]:
+def _groups(layers: Sequence[Any], at_once: AtOnce) -> list[list[Any]]:
     """Runs of `at_once` layers, or of those that lie in the same numbered block (model.layers.3)."""
-    if at_once is not None:
+    if at_once != "block":
         return [list(layers[first : first + at_once]) for first in range(0, len(layers), at_once)]
     groups: dict[str, list[Any]] = {}
     for layer in layers:
