@@ -44,7 +44,7 @@ def combination_problem(method: MethodConfig, precision: Precision, sharding: Sh
     if sharding.offload != "none" and stage == 0:
         return (
             "deepspeed.offload",
-            f"offload {sharding.offload} needs zero_stage 1, 2 or 3; stage 0 has nothing to offload",
+            f"offload {sharding.offload} needs zero_stage 1, 2 or 3: stage 0 has nothing to offload; use one of them, or none",
         )
     if sharding.offload == "nvme" and stage != 3:
         return "deepspeed.offload", f"offload nvme is for zero_stage 3 alone, not {stage}; use cpu, or zero_stage 3"
@@ -67,7 +67,10 @@ def _merge_problem(method: MethodConfig, precision: Precision) -> tuple[str, str
     if precision.merge == "nearest":
         return None
     if precision.dtype == "fp32":
-        return "optimisation.merge", f"merge {precision.merge} is for dtype bf16; in fp32 a merge loses nothing"
+        return (
+            "optimisation.merge",
+            f"merge {precision.merge} is for dtype bf16: in fp32 a merge loses nothing; leave it out",
+        )
     if not isinstance(method, SubspaceSettings | ReloraConfig):
         return (
             "optimisation.merge",

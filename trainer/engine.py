@@ -1,12 +1,16 @@
 """TrainingSpec → DeepSpeed engine. The only place that knows DeepSpeed's configuration dictionary."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from torch import nn
 
 from trainer.config import TrainingSpec
+from trainer.errors import SpecError
 from trainer.lowrank.adapted import OnModule, leave
 from trainer.methods.base import Method
 from trainer.optimizer import Rules
@@ -42,6 +46,24 @@ def configuration(spec: TrainingSpec) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+def check_can_offload(spec: TrainingSpec) -> None:
+    """Raises SpecError where state or parameters are to be in files and this machine cannot do it.
+
+    Asked before anything is built: DeepSpeed would fail in the middle, or wait for a compiler.
+    """
+    for field in ("offload", "offload_parameters"):
+        if getattr(spec.deepspeed, field) != "nvme":
+            continue
+        if not AsyncIOBuilder().is_compatible(verbose=False):
+            raise SpecError(
+                f"deepspeed.{field}: nvme needs DeepSpeed's async_io, which cannot be built on this machine; install "
+                "libaio-dev, ninja and a C++ compiler, or use cpu"
+            )
+        directory = Path(spec.deepspeed.nvme_path or "")
+        if not (directory.is_dir() and os.access(directory, os.W_OK)):
+            raise SpecError(f"deepspeed.nvme_path: {str(directory)!r} is no directory that can be written to here")
 
 
 def sharder(spec: TrainingSpec) -> OnModule:

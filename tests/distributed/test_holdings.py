@@ -12,7 +12,7 @@ from trainer.config import TrainingSpec
 from trainer.memory import memory, model_of
 from trainer.presets import PRESETS
 
-PLACES = ["2", "3", "3, offload all"]
+PLACES = ["2", "3, offload all"]
 CASES = [(method, engine, "fp32") for method in METHODS for engine in PLACES] + [
     ("galore", engine, "bf16, fp32 copy") for engine in PLACES
 ]

@@ -53,7 +53,8 @@ def parameters() -> list[Any]:
 @pytest.fixture(scope="session")
 def groups(request: pytest.FixtureRequest) -> dict[Case, list[Case]]:
     """For each selected case those that are trained by the same group of ranks."""
-    selected = [item.callspec.params["case"] for item in request.session.items if "case" in _params(item)]
+    params = [item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")]
+    selected = [case for case in params if isinstance(case, Case)]
     found: dict[Case, list[Case]] = {}
     for ranks in (1, 2, 3):
         same = [case for case in selected if case.ranks == ranks]
@@ -61,10 +62,6 @@ def groups(request: pytest.FixtureRequest) -> dict[Case, list[Case]]:
             group = same[first : first + TOGETHER]
             found |= dict.fromkeys(group, group)
     return found
-
-
-def _params(item: Any) -> dict[str, Any]:
-    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 def directory_of(case: Case) -> Path:

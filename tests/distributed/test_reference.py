@@ -23,7 +23,9 @@ from trainer.tokenizer import byte_tokenizer
 STEPS = 8  # switches before steps 1, 4 and 7
 PROBLEMS = {"clipped": {"clip_norm": 0.5}, "clipped-decay": {"clip_norm": 0.5, "weight_decay": 0.1}}
 METHODS = ("galore", "full")
-CASES = [(engine, accumulation, problem) for engine in ENGINES for accumulation, problem in enumerate(PROBLEMS, 1)]
+# Where DeepSpeed clips by other code.
+CLIPPING = ("0", "1", "2, offload", "3", "3, offload all")
+CASES = [(engine, accumulation, problem) for engine in CLIPPING for accumulation, problem in enumerate(PROBLEMS, 1)]
 
 
 def make(directory: Path, engine: str, accumulation: int, problem: str, method: str = "galore") -> TrainingSpec:

@@ -39,7 +39,7 @@ def wait_for_step(rundir: RunDir, step: int) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("ask", ["file", "signal"])
+@pytest.mark.parametrize("ask", [pytest.param("file", marks=pytest.mark.matrix), "signal"])
 def test_stopped_and_started_again_it_ends_with_the_losses_of_an_undisturbed_run(tmp_path: Path, ask: str) -> None:
     changes: dict[str, Any] = {"optimisation": {"steps": 120, "weight_decay": 0.1}, "checkpoints": {"every": 120}}
     straight, stopped = make(tmp_path, "straight", **changes), make(tmp_path, "stopped", **changes)
