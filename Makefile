@@ -36,7 +36,7 @@ MATRIX := .stiefel/matrix.jsonl
 
 test-matrix: setup
 	@mkdir -p $(dir $(MATRIX)) && rm -f $(MATRIX)
-	STIEFEL_MATRIX_RESULTS=$(abspath $(MATRIX)) $(BIN)/python -m pytest -m 'matrix or not matrix' tests/distributed
+	STIEFEL_MATRIX_RESULTS=$(abspath $(MATRIX)) $(BIN)/python -m pytest -m 'matrix or not matrix' tests/distributed tests/trainer/test_command.py
 	$(BIN)/python -m tests.distributed.report $(MATRIX)
 
 check: setup

@@ -44,7 +44,7 @@ def combination_problem(method: MethodConfig, precision: Precision, sharding: Sh
     if sharding.offload != "none" and stage == 0:
         return (
             "deepspeed.offload",
-            f"offload {sharding.offload} needs zero_stage 1, 2 or 3: stage 0 has nothing to offload; use one of them, or none",
+            f"offload {sharding.offload} needs zero_stage 1, 2 or 3, stage 0 shards nothing; use one of them, or none",
         )
     if sharding.offload == "nvme" and stage != 3:
         return "deepspeed.offload", f"offload nvme is for zero_stage 3 alone, not {stage}; use cpu, or zero_stage 3"

@@ -75,7 +75,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         wanted = start(method, dtype)
         cases.append(case(directory, f"{method}-{dtype}-straight", wanted))
         cases.append(case(directory, f"{method}-{dtype}-resumed", wanted, save_at=[MIDDLE]))
-    run_group(directory, 2, cases)
+    run_group(directory, 2, cases, timeout=60 + 10 * len(cases))
     return directory
 
 
@@ -88,7 +88,7 @@ def resized(request: pytest.FixtureRequest, trained: Path) -> Path:
             cases.append(case(trained, f"{method}-{name}", wanted))
             shutil.copytree(trained / f"{method}-fp32-resumed", trained / f"{method}-{name}")
         if cases:
-            run_group(trained, ranks, cases)
+            run_group(trained, ranks, cases, timeout=60 + 10 * len(cases))
     return trained
 
 
