@@ -14,6 +14,9 @@ from trainer.errors import SpecError
 from trainer.lowrank.adapted import OnModule, leave
 from trainer.methods.base import Method
 from trainer.optimizer import Rules
+from trainer.zero import shape_of
+
+_LARGEST_BUCKET = 500_000_000  # elements: DeepSpeed's own default
 
 
 def configuration(spec: TrainingSpec) -> dict[str, Any]:
@@ -81,10 +84,14 @@ def sharder(spec: TrainingSpec) -> OnModule:
 
 def build_engine(spec: TrainingSpec, model: nn.Module, method: Method) -> Any:
     """The engine around `model`, to which `method` has been attached. torch.distributed must be initialised."""
+    settings = configuration(spec)
+    trained = sum(shape_of(p).numel() for p in model.parameters() if p.requires_grad)
+    # DeepSpeed sets aside a buffer for so many gradients, by default two gigabytes in fp32, however few there are.
+    settings["zero_optimization"]["reduce_bucket_size"] = min(_LARGEST_BUCKET, trained)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=make_optimizer(spec, model, method),
-        config=configuration(spec),
+        config=settings,
         dist_init_required=False,
     )
     return engine

@@ -33,6 +33,14 @@ def test_deepspeed_takes_the_settings_of_nvme_as_they_are_meant(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("method", ["full", "galore"])
+def test_the_bucket_of_gradients_is_no_larger_than_what_is_trained(tmp_path: Path, method: str) -> None:
+    run, _ = make_run(tmp_path, method=method, deepspeed={"zero_stage": 3, "persistence_threshold": 0})
+    trained = sum(p.ds_numel for p in run.model.parameters() if p.requires_grad)
+    assert run.engine.zero_reduce_bucket_size() == trained
+
+
+@pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("compatible", [False, True])
 def test_nvme_is_refused_at_the_start_where_it_cannot_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compatible: bool

@@ -56,7 +56,6 @@ class Writer:
 
     def __init__(self, place: Place, wanted: CheckpointSpec) -> None:
         self._place, self._wanted = place, wanted
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
 
     @property
@@ -80,7 +79,10 @@ class Writer:
         state = {"format": FORMAT, "step": step, "loss": loss, "counts": shards.counts(), "method": method}
         mine = _snapshot(model, shards)
         dist.barrier()
-        future = self._thread.submit(self._write, step, mine)
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        future = thread.submit(self._write, step, mine)
+        # The thread ends when the write has.
+        thread.shutdown(wait=False)
         self._pending = _Pending(step, state, future, began, time.perf_counter() - began)
 
     def commit(self) -> Written:
