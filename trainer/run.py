@@ -141,17 +141,7 @@ class Run:
 
     def commit(self) -> None:
         """Finish the checkpoint that is being written."""
-        made = self.writer.commit()
-        self.emit(
-            events.Checkpointed(
-                step=made.step,
-                path=made.url,
-                bytes=made.bytes,
-                seconds=made.seconds,
-                stalled_seconds=made.stalled,
-                loss=made.loss,
-            )
-        )
+        self.emit(self.writer.commit())
 
     def _report_step(self, made: Update, loss: float, seconds: float, peak_host: int, peak_device: int) -> None:
         """`loss` and the peaks are the ranks' together. Called with `step` already counted."""

@@ -121,9 +121,9 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     # What is there already need not be looked through again and again.
     gc.collect()
     gc.freeze()
-    _Choosing.take = take_and_look  # type: ignore[method-assign]
+    _Choosing.take = take_and_look
     run.method.before_step(context)
-    _Choosing.take = real_take  # type: ignore[method-assign]
+    _Choosing.take = real_take
     gc.unfreeze()
     answer |= {"switching": held.gradients, "gathered_at_a_switch": held.parameters}
     sent = Sent()

@@ -10,6 +10,7 @@
 Nothing in it depends on the number of ranks, the ZeRO stage or offloading, and nothing is a pickle. DeepSpeed's own
 checkpoints are both; see docs/decisions/0003-own-checkpoints.md.
 
+layout.py     names and checksums that writing and reading share
 place.py      where they lie: a directory, or what fsspec reaches
 writing.py    a copy to host memory, the write in the background, the commit at a step's end, what is kept
 reading.py    the newest whole one, its values into a model and its moments into an engine

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from trainer.checkpoint.layout import FORMAT, STATE, digest, state_buffers
 from trainer.checkpoint.place import Place
-from trainer.checkpoint.writing import FORMAT, STATE, digest, state_buffers
 from trainer.errors import CheckpointError
 from trainer.zero import Shards
 
@@ -38,7 +38,7 @@ def newest(place: Place) -> Checkpoint | None:
 
     Raises CheckpointError when there are complete ones but none of them is undamaged.
     """
-    return _first_good(place.complete_steps(), lambda step: read(place, step))
+    return _first_good(place.complete_steps()[::-1], lambda step: read(place, step))
 
 
 def newest_for_all(place: Place) -> Checkpoint | None:
@@ -46,7 +46,7 @@ def newest_for_all(place: Place) -> Checkpoint | None:
 
     One rank a host fetches and verifies, and only what is good on all hosts is used.
     """
-    steps: list[Any] = [place.complete_steps() if dist.get_rank() == 0 else None]
+    steps: list[Any] = [place.complete_steps()[::-1] if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(steps, src=0)
 
     def read_together(step: int) -> Checkpoint:
@@ -69,7 +69,7 @@ def best(place: Place) -> Checkpoint:
     """The undamaged checkpoint with the lowest held-out loss. Raises CheckpointError where none has one."""
     found = [_state(place, step) for step in place.complete_steps()]
     known = sorted((c for c in found if c.loss is not None), key=lambda c: (c.loss or 0.0, -c.step))
-    chosen = _first_good([c.step for c in reversed(known)], lambda step: read(place, step))
+    chosen = _first_good([c.step for c in known], lambda step: read(place, step))
     if chosen is None:
         raise CheckpointError(f"{place.url(0)}: no checkpoint beside it knows its held-out loss; take the newest")
     return chosen
@@ -88,12 +88,13 @@ def read(place: Place, step: int) -> Checkpoint:
 
 
 def _first_good(steps: list[int], read_one: Callable[[int], Checkpoint]) -> Checkpoint | None:
+    """Of `steps`, in the order of preference."""
     damage = []
-    for step in reversed(steps):
+    for step in steps:
         try:
             return read_one(step)
         except CheckpointError as error:
-            log.warning("%s; the one before it is used", error)
+            log.warning("%s; the next best is used", error)
             damage.append(str(error))
     if damage:
         raise CheckpointError("no checkpoint can be used: " + "; ".join(damage))

@@ -7,39 +7,26 @@
 A kill at any moment leaves the earlier checkpoints as they were: they are removed only after a commit.
 """
 
-import hashlib
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from trainer.checkpoint.layout import FORMAT, STATE, digest, state_buffers
 from trainer.checkpoint.place import Place
 from trainer.checkpoint.retention import kept
 from trainer.config import CheckpointSpec
 from trainer.errors import TrainerError
+from trainer.events import Checkpointed
 from trainer.rundir import COMPLETE
 from trainer.zero import Shards, shape_of
 
-STATE, FORMAT = "state.json", 2
 _Described = tuple[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Written:
-    """A committed checkpoint. `seconds` from its beginning to the commit, `stalled` of them without training."""
-
-    step: int
-    url: str
-    bytes: int
-    seconds: float
-    stalled: float
-    loss: float | None
 
 
 @dataclass(frozen=True)
@@ -85,7 +72,7 @@ class Writer:
         thread.shutdown(wait=False)
         self._pending = _Pending(step, state, future, began, time.perf_counter() - began)
 
-    def commit(self) -> Written:
+    def commit(self) -> Checkpointed:
         """Make it count, after waiting for its files where they are not written yet; then drop what is not kept.
 
         Raises TrainerError, on every rank, where a rank could not write: a later try may.
@@ -101,9 +88,14 @@ class Writer:
             self._place.write(pending.step, COMPLETE, b"")
             self._prune(pending.step)
         now = time.perf_counter()
-        stalled = pending.stalled + now - began
-        url, loss = self._place.url(pending.step), pending.state["loss"]
-        return Written(pending.step, url, bytes_written, now - pending.began, stalled, loss)
+        return Checkpointed(
+            step=pending.step,
+            path=self._place.url(pending.step),
+            bytes=bytes_written,
+            seconds=now - pending.began,
+            stalled_seconds=pending.stalled + now - began,
+            loss=pending.state["loss"],
+        )
 
     def _write(self, step: int, mine: dict[str, Tensor]) -> _Described:
         file = self._place.staging(step) / f"rank-{dist.get_rank():02d}.safetensors"
@@ -156,18 +148,3 @@ def _snapshot(model: nn.Module, shards: Shards) -> dict[str, Tensor]:
     if rank == 0:
         mine |= {name: buffer.detach().cpu().clone() for name, buffer in state_buffers(model).items()}
     return mine
-
-
-def state_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers that belong to the state, not rotary tables and their like. Equal on all ranks, at any stage."""
-    found = {}
-    for prefix, module in model.named_modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if name not in module._non_persistent_buffers_set:
-                found[f"{prefix}.{name}" if prefix else name] = buffer
-    return found
-
-
-def digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
