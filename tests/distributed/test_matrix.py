@@ -7,8 +7,10 @@ bf16: the weights have moved as the fp32 reference's have, within a share of the
 writes what it measures into docs/zero.md.
 """
 
+import atexit
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import astuple
 from functools import cache
@@ -41,7 +43,9 @@ LOSS = {"fp32": 1e-5, "bf16": 0.01}
 # Cases of one group of ranks: should one hang, not all are lost.
 TOGETHER = 120
 
-DIRECTORY = Path(tempfile.gettempdir()) / f"stiefel-matrix-{os.getpid()}"
+# Made when tests are collected, for what is refused is found by making specs; nothing of it outlives the session.
+DIRECTORY = Path(tempfile.mkdtemp(prefix="stiefel-matrix-"))
+atexit.register(shutil.rmtree, DIRECTORY, ignore_errors=True)
 CASES, REFUSED = every_case(DIRECTORY)
 FEW = set(thinned(CASES))
 
