@@ -1,9 +1,11 @@
 """The model that is trained: a structure, filled and changed by the method one module after the other.
 
-`done` is called with each module as soon as it has its values, and may shard it: then no rank ever holds more of the
-model whole than one module, where the model allows it (`trainer.model.fills_by_module`).
+What `sharding` makes of the empty model is called with each module as soon as it has its values, and may shard it:
+then no rank ever holds more of the model whole than one module, where the model allows it
+(`trainer.model.fills_by_module`).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -21,7 +23,7 @@ def assemble(
     tokenizer: PreTrainedTokenizerBase,
     method: Method,
     resumed: Checkpoint | None = None,
-    done: OnModule = leave,
+    sharding: Callable[[Any], OnModule] = lambda model: leave,
 ) -> tuple[Any, int]:
     """(model with `method` attached, parameters of the plain model): new, or with the values of a checkpoint.
 
@@ -29,6 +31,7 @@ def assemble(
     """
     model, source = structure(spec, tokenizer, values=resumed is None)
     parameters = sum(p.numel() for p in model.parameters())
+    done = sharding(model)
     if resumed is None:
         filler = Filler(model, source)
         method.attach(model, filler.fill, done)

@@ -5,7 +5,7 @@ docs/zero.md lists the same; a test holds the two together.
 
 from typing import Protocol
 
-from trainer.methodconfig import MethodConfig, ReloraConfig, SubspaceSettings
+from trainer.methodconfig import MethodConfig, ReloraConfig, SLTrainConfig, SparseSettings, SubspaceSettings
 
 
 class Precision(Protocol):
@@ -55,6 +55,11 @@ def combination_problem(method: MethodConfig, precision: Precision, sharding: Sh
         )
     if "nvme" in (sharding.offload, sharding.offload_parameters) and not sharding.nvme_path:
         return "deepspeed.nvme_path", "nvme needs a directory for its files; give nvme_path"
+    if sharding.offload_parameters == "nvme" and isinstance(method, SparseSettings | SLTrainConfig):
+        return (
+            "deepspeed.offload_parameters",
+            f"{method.name} has integer parameters, its entries' places, and DeepSpeed's files hold one type; use cpu",
+        )
     if bf16 and stage == 1 and method.large_switches(precision.steps or 0)[0] > 1:
         return (
             "method.switch_batches",

@@ -1,16 +1,12 @@
 """TrainingSpec → DeepSpeed engine. The only place that knows DeepSpeed's configuration dictionary."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.ops.op_builder import AsyncIOBuilder
 from torch import nn
 
 from trainer.config import TrainingSpec
-from trainer.errors import SpecError
 from trainer.lowrank.adapted import OnModule, leave
 from trainer.methods.base import Method
 from trainer.optimizer import Rules
@@ -32,6 +28,10 @@ def configuration(spec: TrainingSpec) -> dict[str, Any]:
             zero[key] = {"device": device} | ({"nvme_path": spec.deepspeed.nvme_path} if device == "nvme" else {})
     if spec.deepspeed.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = spec.deepspeed.persistence_threshold
+    if spec.deepspeed.offload_parameters == "nvme":
+        # There are few buffers. A parameter that is kept for its next use would keep one, and one that is read ahead in
+        # a pass that ends early, as held-out losses do, would have it when another is needed.
+        zero |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
     # Sums of bf16 gradients in fp32. At stage 1 DeepSpeed would change to an optimizer of another kind for it.
     types = {"grad_accum_dtype": "fp32"} if optimisation.dtype == "bf16" and spec.deepspeed.zero_stage >= 2 else {}
     largest = spec.method.large_switches(optimisation.steps or 0)[0]
@@ -51,33 +51,22 @@ def configuration(spec: TrainingSpec) -> dict[str, Any]:
     }
 
 
-def check_can_offload(spec: TrainingSpec) -> None:
-    """Raises SpecError where state or parameters are to be in files and this machine cannot do it.
-
-    Asked before anything is built: DeepSpeed would fail in the middle, or wait for a compiler.
-    """
-    for field in ("offload", "offload_parameters"):
-        if getattr(spec.deepspeed, field) != "nvme":
-            continue
-        if not AsyncIOBuilder().is_compatible(verbose=False):
-            raise SpecError(
-                f"deepspeed.{field}: nvme needs DeepSpeed's async_io, which cannot be built on this machine; install "
-                "libaio-dev, ninja and a C++ compiler, or use cpu"
-            )
-        directory = Path(spec.deepspeed.nvme_path or "")
-        if not (directory.is_dir() and os.access(directory, os.W_OK)):
-            raise SpecError(f"deepspeed.nvme_path: {str(directory)!r} is no directory that can be written to here")
-
-
-def sharder(spec: TrainingSpec) -> OnModule:
-    """What shards a module of a model that is being assembled, as soon as the module has its values (stage 3)."""
+def sharder(spec: TrainingSpec, model: nn.Module) -> OnModule:
+    """What shards a module of `model`, which is being assembled, as soon as the module has its values (stage 3)."""
     if spec.deepspeed.zero_stage < 3:
         return leave
     settings = configuration(spec)
+    if spec.deepspeed.offload_parameters == "nvme":
+        # A buffer holds the shard of one parameter; no method adds a larger one than the model has.
+        largest = max(parameter.numel() for parameter in model.parameters())
+        settings["zero_optimization"]["offload_param"]["buffer_size"] = -(-largest // spec.resources.ranks)
+    swapper = None
 
     def shard(module: nn.Module) -> None:
+        nonlocal swapper
         if any(not hasattr(parameter, "ds_id") for parameter in module.parameters(recurse=False)):
-            deepspeed.zero.Init(module=module, config_dict_or_path=settings)
+            init = deepspeed.zero.Init(module=module, config_dict_or_path=settings, param_swapper=swapper)
+            swapper = init.param_swapper
 
     return shard
 

@@ -114,7 +114,7 @@ class GradientSettings(SubspaceSettings):
         return self.switch_batches, range(0, steps, self.period)
 
 
-class _SparseSettings(SubspaceSettings):
+class SparseSettings(SubspaceSettings):
     """A subspace of single entries."""
 
     density: float = Field(default=0.25, gt=0, le=1, description="k / (m·n), share of the entries that are trained")
@@ -191,7 +191,7 @@ arXiv:2412.19820"
     )
 
 
-class GaSareConfig(_SparseSettings, GradientSettings):
+class GaSareConfig(SparseSettings, GradientSettings):
     """Training only the k entries of a matrix that have the largest gradients, renewed every `period` steps."""
 
     summary = "AdamW on the k entries with the largest gradients of each matrix, renewed every period steps."
@@ -204,7 +204,7 @@ class GaSareConfig(_SparseSettings, GradientSettings):
 # ------------------------------------------------------------------------------------------------- random subspaces
 
 
-class GoSareConfig(_SparseSettings):
+class GoSareConfig(SparseSettings):
     """Training k uniformly random entries of a matrix, renewed every `period` steps."""
 
     summary = "AdamW on k uniformly random entries of each matrix, renewed every period steps."

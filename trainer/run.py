@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 
 import deepspeed
 import torch
@@ -13,7 +14,7 @@ from trainer.assemble import assemble
 from trainer.checkpoint import place, reading
 from trainer.checkpoint.writing import Writer
 from trainer.config import TrainingSpec
-from trainer.engine import build_engine, check_can_offload, sharder
+from trainer.engine import build_engine, sharder
 from trainer.errors import DivergenceError, SpecError
 from trainer.hardware import model_flops_utilization
 from trainer.methods import make_method
@@ -41,7 +42,6 @@ class Run:
         if dist.get_world_size() != spec.resources.ranks:
             ranks, wanted = dist.get_world_size(), spec.resources.ranks
             raise SpecError(f"resources: {wanted} ranks are asked for, but {ranks} were started")
-        check_can_offload(spec)
         self.emit(events.Preparing(step=0, what="building the model"))
         tokenizer = load_tokenizer(spec.tokenizer)
         self.sequences = data.Sequences(spec, rundir.data, dist.get_rank(), self.device)
@@ -52,7 +52,7 @@ class Run:
         self.writer = Writer(where, spec.checkpoints)
         resumed = reading.newest_for_all(where)
         self.method = make_method(spec)
-        model, self.parameters = assemble(spec, tokenizer, self.method, resumed, sharder(spec))
+        model, self.parameters = assemble(spec, tokenizer, self.method, resumed, partial(sharder, spec))
         self.engine = build_engine(spec, model, self.method)
         self.model = self.engine.module
         self.shards = Shards(self.engine)

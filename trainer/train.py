@@ -12,7 +12,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from trainer import agreement, data, events
+from trainer import agreement, data, events, nvme
 from trainer.config import TrainingSpec
 from trainer.errors import HostGoneError, SpecError
 from trainer.hosts import for_world
@@ -32,8 +32,8 @@ def train(spec: TrainingSpec, rundir: RunDir, emit: Emit) -> None:
     with _StopRequest(rundir) as stop_request:
         # Before the ranks meet: none of them may wait in a collective for as long as this can take.
         prepared = data.prepare(spec, rundir, local_rank, emit, stop_request.present)
-        with distributed():
-            run = Run(of_world, rundir, emit) if agreement.all_prepared(spec, rundir, prepared) else None
+        with distributed(), nvme.own_directory(of_world, rundir, rank) as own:
+            run = Run(own, rundir, emit) if agreement.all_prepared(spec, rundir, prepared) else None
             if run is not None and _loop(run, stop_request):
                 emit(events.Finished(step=run.step, seconds=time.perf_counter() - began))
                 return

@@ -15,6 +15,7 @@ The traps that live here, so that nobody else meets them (DeepSpeed 0.19):
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor
 
+from trainer.nvme import group_in_memory, shard_in_memory
 from trainer.optimizer import MOMENTS, Rules
 
 
@@ -75,7 +77,8 @@ class Shards:
         if self._stage == 3:
             if parameter.requires_grad:
                 return self._gather(parameter, safe_get_local_fp32_param(parameter))
-            return self._gather(parameter, parameter.ds_tensor)
+            with shard_in_memory(parameter) as shard:
+                return self._gather(parameter, shard)
         if self._stage == 0 or not parameter.requires_grad:
             whole: Tensor = parameter.detach().clone()
             return whole
@@ -89,7 +92,8 @@ class Shards:
             master.copy_(self._part(flat, master.numel()))
         if self._stage == 3:
             mine = self._own_part(parameter, flat)
-            parameter.ds_tensor.data.copy_(mine)
+            with shard_in_memory(parameter, change=True) as shard:
+                shard.copy_(mine)
             if parameter.ds_status == ZeroParamStatus.AVAILABLE:
                 parameter.data.copy_(value)
             if parameter.requires_grad:
@@ -170,11 +174,10 @@ class Shards:
 
     def state_bytes(self) -> int:
         """Bytes of one copy of the moments, counted on live tensors and summed over shards. Collective."""
-        mine = sum(
-            state[key].numel() * state[key].element_size()
-            for group, state in self._states()
-            for key in MOMENTS[group["rule"]]
-        )
+        mine = 0
+        for (group, master), numel in zip(self._masters(), self._master_sizes(), strict=True):
+            state = self._inner().state[master]
+            mine += sum(numel * state[key].element_size() for key in MOMENTS[group["rule"]])
         if self._stage == 0:
             return mine  # every rank holds all of it
         total = torch.tensor(mine, dtype=torch.int64, device=self._engine.device)
@@ -213,14 +216,21 @@ class Shards:
         else:
             yield from zip(groups, optimizer.single_partition_of_fp32_groups, strict=True)
 
+    def _master_sizes(self) -> list[int]:
+        """Elements of each of `_masters`, which is itself empty while it lies in a file."""
+        if self._stage == 3:
+            return [int(numel) for numel in self._engine.optimizer.fp16_partitioned_groups_flat_numel]
+        return [master.numel() for _, master in self._masters()]
+
     def _states(self) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
         state = self._inner().state
         return [(group, state[master]) for group, master in self._masters()]
 
     def _create_state(self) -> None:
         """What the first step would create, so that it can be read and written from the start."""
-        for group, master in self._masters():
-            self._inner().create_state(master, group["rule"])
+        for index, (group, master) in enumerate(self._masters()):
+            with group_in_memory(self._engine.optimizer, index) if self._stage == 3 else nullcontext():
+                self._inner().create_state(master, group["rule"])
         if self._stage in (1, 2):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -249,7 +259,7 @@ class Shards:
 
     def _own_part(self, parameter: Any, flat: Tensor) -> Tensor:
         """Stage 3: this rank's shard of a flattened whole."""
-        return self._part(flat, parameter.ds_tensor.numel())
+        return self._part(flat, parameter.ds_tensor.ds_numel)
 
     def _part(self, flat: Tensor, size: int) -> Tensor:
         """This rank's run of a flattened whole that is cut into runs of `size`, padded with zeros."""

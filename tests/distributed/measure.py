@@ -15,12 +15,13 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import trainer.assemble
 import trainer.engine
 from tests.distributed.rank import merged, real_configuration
+from trainer.assemble import assemble
 from trainer.config import TrainingSpec
 from trainer.data import prepare
 from trainer.engine import sharder
+from trainer.lowrank.adapted import OnModule
 from trainer.lowrank.switch import _Choosing
 from trainer.methods import make_method
 from trainer.methods.base import StepContext
@@ -82,27 +83,23 @@ class Held:
         self.gradients = max(self.gradients, sum(found.values()))
 
 
-def watch(watched: list[Any], made: tuple[Any, Any]) -> tuple[Any, Any]:
-    watched.append(made[0])
-    return made
-
-
 def measure(case: dict[str, Any]) -> dict[str, Any]:
     spec, rundir = TrainingSpec.model_validate(case["spec"]), RunDir(case["directory"])
     prepare(spec, rundir, dist.get_rank(), lambda _: None, lambda: False)
     trainer.engine.configuration = lambda s: merged(real_configuration(s), case["deepspeed"])
     answer: dict[str, Any] = {}
-    held, shard, watched = Held(), sharder(spec), []
+    held = Held()
 
-    def shard_and_look(module: torch.nn.Module) -> None:
-        for model in watched:
+    def looking(model: torch.nn.Module) -> OnModule:
+        shard = sharder(spec, model)
+
+        def look_and_shard(module: torch.nn.Module) -> None:
             held.look_at_parameters(model)
-        shard(module)
+            shard(module)
 
-    real_structure = trainer.assemble.structure
-    trainer.assemble.structure = lambda *a, **k: watch(watched, real_structure(*a, **k))
-    _, parameters = trainer.assemble.assemble(spec, byte_tokenizer(), make_method(spec), done=shard_and_look)
-    trainer.assemble.structure = real_structure
+        return look_and_shard
+
+    _, parameters = assemble(spec, byte_tokenizer(), make_method(spec), sharding=looking)
     answer |= {"assembling": held.parameters, "parameters": parameters}
 
     run = Run(spec, rundir, lambda _: None)

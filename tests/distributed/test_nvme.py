@@ -1,0 +1,124 @@
+"""State and parameters in files are the same run as in memory, and are really in files.
+
+Needs DeepSpeed's async_io, which is compiled at its first use and takes minutes; hence `make test-matrix` only. What is
+smaller than a mebibyte stays in memory, so the model is larger than those of the other tests.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deepspeed.ops.op_builder import AsyncIOBuilder
+from transformers import LlamaConfig
+
+from tests.distributed.case import load_arrays, read_json, spec
+from tests.distributed.group import run_group
+from tests.distributed.matrix import METHODS
+
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(900)]
+STEPS, SAVED = 5, 3
+MODEL = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 8}
+MEMORY: dict[str, Any] = {"zero_stage": 3, "persistence_threshold": 0}
+STATE = MEMORY | {"offload": "nvme"}
+ALL = STATE | {"offload_parameters": "nvme"}
+# Their parameters are not all of one type, and are refused.
+INTEGERS = {"gasare", "gosare", "sltrain"}
+# These keep no large frozen weights; what is trained is in memory for the forward pass.
+TRAINED = {"full", "loro", "loro, preconditioned", "lowrank"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def asynchronous_io() -> None:
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        pytest.skip("DeepSpeed's async_io cannot be built here: install libaio-dev, ninja and a C++ compiler")
+    AsyncIOBuilder().load(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("nvme")
+    LlamaConfig(vocab_size=261, tie_word_embeddings=True, **MODEL).save_pretrained(directory / "model")
+    return directory
+
+
+def case(directory: Path, name: str, ranks: int, method: str, engine: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """One to be trained into the folder `name` of `directory`, with its files in another beside it."""
+    files = directory / f"{name}-files"
+    files.mkdir(parents=True)
+    settings = METHODS[method]
+    if "rank" in settings:
+        # Large enough for a group's moments to be worth a file on each of two ranks.
+        settings = settings | {"rank": 128}
+    optimisation = {"steps": STEPS, "global_batch": 4, "micro_batch": 4 // ranks, "learning_rate": 0.001}
+    wanted = spec(
+        directory,
+        model={"path": str(directory / "model"), "weights": "random"},
+        tokenizer="bytes",
+        dataset={"sequence_length": 16},
+        method=settings,
+        deepspeed=engine | {"nvme_path": str(files)},
+        optimisation=optimisation | changes,
+        resources={"processes": ranks},
+    )
+    return {"directory": str(directory / name), "spec": wanted.model_dump(mode="json"), "steps": STEPS}
+
+
+def losses(directory: Path) -> list[float]:
+    return [event["loss"] for event in read_json(directory / "answer.json")["events"] if event["type"] == "step"]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    assert losses(one) == losses(other)
+    assert len(losses(one)) == STEPS
+    weights, expected = load_arrays(one / "weights.npz"), load_arrays(other / "weights.npz")
+    assert all(weights[name].equal(value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_bit_equal_with_files_and_without(directory: Path, method: str, ranks: int) -> None:
+    place = directory / f"{method}-{ranks}".replace(" ", "_").replace(",", "")
+    engines = {"memory": MEMORY, "state": STATE} | ({} if method in INTEGERS else {"all": ALL})
+    run_group(place, ranks, [case(directory, f"{place.name}/{name}", ranks, method, e) for name, e in engines.items()])
+    for name in set(engines) - {"memory"}:
+        assert_same(place / name, place / "memory")
+        # 8 bytes of moments an element and 4 of the master: what the ranks hold is in files but for small groups.
+        held, inside = (read_json(place / n / "answer.json")["live"] for n in (name, "memory"))
+        assert held["moments"] < inside["moments"] / 4
+        assert any((place / f"{name}-files").rglob("optimizer/rank0/*.swp"))
+    if method not in INTEGERS | TRAINED:
+        held = read_json(place / "all" / "answer.json")["live"]
+        assert held["parameters"] < inside["parameters"] / 1.5
+        assert any((place / "all-files").rglob("float32params/rank0/*.swp"))
+
+
+@pytest.mark.parametrize("method", ["galore", "relora"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dtype": "bf16"},
+        {"dtype": "bf16", "merge": "fp32"},
+        {"dtype": "bf16", "merge": "stochastic"},
+        {"micro_batch": 1, "activation_checkpointing": True},
+    ],
+    ids=["bf16", "fp32-copy", "stochastic", "accumulation-recomputing"],
+)
+def test_types_and_accumulation_change_nothing(directory: Path, method: str, changes: dict[str, Any]) -> None:
+    place = directory / f"{method}-{'-'.join(str(value) for value in changes.values())}"
+    engines = {"memory": MEMORY, "all": ALL}
+    run_group(
+        place, 2, [case(directory, f"{place.name}/{name}", 2, method, e, **changes) for name, e in engines.items()]
+    )
+    assert_same(place / "all", place / "memory")
+
+
+@pytest.mark.parametrize("method", ["full", "galore", "relora"])
+def test_a_run_is_resumed_from_files_into_memory_and_back(directory: Path, method: str) -> None:
+    place = directory / f"{method}-resumed"
+    engines = {"memory": MEMORY, "into": ALL, "out": MEMORY}
+    cases = {name: case(directory, f"{place.name}/{name}", 2, method, e) for name, e in engines.items()}
+    for name, other in (("into", "memory"), ("out", "into")):
+        cases[name] |= {"save_at": [SAVED], "resume_as": cases[other]["spec"]}
+    run_group(place, 2, list(cases.values()))
+    assert_same(place / "into", place / "memory")
+    assert_same(place / "out", place / "memory")
