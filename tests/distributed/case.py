@@ -23,7 +23,7 @@ def spec(directory: Path, **changes: Any) -> TrainingSpec:
         text.write_text(TEXT)
     base: dict[str, Any] = {
         "model": {"preset": "llama-tiny"},
-        "dataset": {"source": "text", "files": [str(text)], "sequence_length": 32, "validation_fraction": 0.05},
+        "dataset": {"source": "text", "files": [str(text)], "sequence_length": 32, "validation_fraction": 0.01},
         "method": {"name": "galore", "rank": 12, "period": 3, "alpha": 0.5},
         "optimisation": {
             "steps": 8,
