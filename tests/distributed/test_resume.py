@@ -22,8 +22,8 @@ MIDDLE = 3
 SAME = ("fp32", "bf16")
 # What make test trains; make test-matrix all methods in all ways.
 USUAL = {
-    "fp32": ("galore", "galore, momentum SGD, carried", "galore_plus", "loro", "full", "lora"),
-    "bf16": ("galore, large batch", "golore", "gasare", "garare, pinv", "relora", "sltrain"),
+    "fp32": ("full", "galore", "galore_plus", "loro", "lora"),
+    "bf16": ("galore, large batch", "gasare", "garare, pinv", "relora", "sltrain"),
 }
 # (engine, ranks, accumulation, recomputing) that go on with what two ranks at stage 2 have written.
 OTHERS = {
@@ -108,7 +108,10 @@ def test_resumed_losses_and_weights_are_bit_equal(trained: Path, method: str, dt
 
 
 @pytest.mark.parametrize(
-    ("method", "name"), marked(tuple(OTHERS), lambda method, name: name.startswith("3") or method == "galore")
+    ("method", "name"),
+    marked(
+        tuple(OTHERS), lambda method, name: method == "galore" or (name.startswith("3") and method in USUAL["fp32"])
+    ),
 )
 def test_other_ranks_at_another_stage_go_on_the_same(resized: Path, method: str, name: str) -> None:
     straight, other = resized / f"{method}-fp32-straight", resized / f"{method}-{name}"

@@ -12,7 +12,7 @@ from tests.system.service import Service, running
 from trainer.checkpoint.place import Directory
 from trainer.rundir import RunDir
 
-LONG = {"optimisation": {"steps": 250, "evaluate_every": 250}, "checkpoints": {"every": 40}}
+LONG = {"optimisation": {"steps": 150, "evaluate_every": 150}, "checkpoints": {"every": 30}}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_a_killed_worker_s_job_goes_on_from_its_checkpoint(
     service: Service, undisturbed: list[tuple[int, float]]
 ) -> None:
     job_id = service.submit(**LONG)
-    service.wait_for_step(job_id, 60)
+    service.wait_for_step(job_id, 45)
     main = psutil.Process(service.stack.pid("worker-1"))
     for process in [*main.children(recursive=True), main]:
         # The worker and the child that supervises, not the trainer: it has to notice by itself.
@@ -46,7 +46,7 @@ def test_a_killed_worker_s_job_goes_on_from_its_checkpoint(
 
 def test_a_killed_trainer_is_started_again(service: Service, undisturbed: list[tuple[int, float]]) -> None:
     job_id = service.submit(**LONG)
-    service.wait_for_step(job_id, 60)
+    service.wait_for_step(job_id, 45)
     for process in service.trainers(job_id):
         process.kill()
     job = service.wait(job_id, "succeeded")
@@ -60,7 +60,7 @@ def test_a_worker_that_is_told_to_end_checkpoints_and_spends_no_attempt(
     service: Service, undisturbed: list[tuple[int, float]]
 ) -> None:
     job_id = service.submit(**LONG)
-    service.wait_for_step(job_id, 60)
+    service.wait_for_step(job_id, 45)
     worker = psutil.Process(service.stack.pid("worker-1"))
     worker.terminate()
     worker.wait(60)
@@ -118,7 +118,7 @@ def test_cancel_takes_effect_within_a_step_and_leaves_a_checkpoint(service: Serv
 
 def test_pause_and_resume_give_the_undisturbed_curve(service: Service, undisturbed: list[tuple[int, float]]) -> None:
     job_id = service.submit(**LONG)
-    service.wait_for_step(job_id, 50)
+    service.wait_for_step(job_id, 45)
     service.http.post(f"/v1/jobs/{job_id}/pause")
     service.wait(job_id, "paused")
     service.http.post(f"/v1/jobs/{job_id}/resume")
@@ -140,7 +140,7 @@ def test_a_job_is_never_trained_twice_at_once(tmp_path: Path, undisturbed: list[
     with running(tmp_path, workers=2) as service, Watch(service) as watch:
         job_id = service.submit(**LONG)
         watch.job_id = job_id
-        service.wait_for_step(job_id, 60)
+        service.wait_for_step(job_id, 45)
         (trainer,) = service.trainers(job_id)
         # It hangs, as in a step that takes minutes, while its worker dies and its lease runs out.
         trainer.suspend()

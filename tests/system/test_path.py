@@ -1,6 +1,7 @@
 """The whole way with real processes: POST → Redis → Celery → torchrun, two ranks → database → GET, Prometheus."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -13,8 +14,11 @@ from trainer.checkpoint.place import Directory
 from trainer.rundir import RunDir
 
 
-def test_a_posted_job_is_trained_by_two_ranks_and_can_be_watched_to_its_end(tmp_path: Path, database_url: str) -> None:
-    with running(tmp_path, STIEFEL_DATABASE_URL=database_url) as service:
+def test_a_posted_job_is_trained_by_two_ranks_and_can_be_watched_to_its_end(
+    tmp_path: Path, postgresql: Callable[[], str]
+) -> None:
+    """With PostgreSQL; all other tests of the whole service have SQLite."""
+    with running(tmp_path, STIEFEL_DATABASE_URL=postgresql()) as service:
         job_id = service.submit(
             resources={"processes": 2},
             deepspeed={"zero_stage": 3},
