@@ -69,8 +69,8 @@ def _loop(run: Run, stop_request: "_StopRequest") -> bool:
 class _StopRequest:
     """A stop file in the run directory, SIGTERM or Ctrl-C: each is obeyed at the next step boundary.
 
-    Until several ranks have met, SIGTERM ends a rank on the spot: it comes from torchrun, since another rank has failed,
-    and that one would be waited for in vain.
+    Until several ranks have met, SIGTERM ends a rank on the spot: it comes from torchrun, since another rank has failed
+    and would be waited for in vain.
     """
 
     def __init__(self, rundir: RunDir, alone: bool) -> None:

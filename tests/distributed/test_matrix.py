@@ -35,7 +35,8 @@ from trainer.tokenizer import byte_tokenizer
 FP32 = 1e-5
 # In bf16, of each matrix ‖W − W_ref‖ ≤ BF16·‖W_ref − W_start‖ + ROUNDING·‖W_ref‖. A forward and a backward pass in
 # bf16 have gradients that are off by a few 2⁻⁸, and Adam's first steps, which are near to signs, turn round where a
-# gradient is smaller than that: up to a quarter of the way. Each merge rounds the frozen weights, unless there is a
+# gradient is smaller than that. A share q of entries that turn is 2√q of the way: half of it is one entry in sixteen,
+# while a moment or a master that was forgotten is all of it. Each merge rounds the frozen weights, unless there is a
 # copy in fp32: by half a unit in the last place, 2⁻⁹ of an entry, at random by a whole one.
 BF16 = 0.5
 MERGES = 2
