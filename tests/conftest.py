@@ -24,10 +24,14 @@ from trainer.process import free_port
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a file sets up for all its tests is set up once: they stay together when tests run in several processes."""
+    """Which tests stay together when they run in several processes: those of a file, since what a file sets up for all
+    of them is set up once; and of all files those that start groups of ranks, which hinder one another."""
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}-{item.path.stem}"))
+            folder = item.path.parent.name
+            item.add_marker(
+                pytest.mark.xdist_group(folder if folder == "distributed" else f"{folder}-{item.path.stem}")
+            )
 
 
 def pytest_report_header() -> str:

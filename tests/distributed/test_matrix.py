@@ -65,7 +65,7 @@ def parameters() -> list[Any]:
         pytest.param(
             case,
             id=str(case),
-            marks=[pytest.mark.xdist_group(f"matrix-{GROUP_OF[case]}"), *([] if case in FEW else [pytest.mark.matrix])],
+            marks=[] if case in FEW else [pytest.mark.matrix, pytest.mark.xdist_group(f"matrix-{GROUP_OF[case]}")],
         )
         for case in CASES
     ]
