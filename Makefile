@@ -4,7 +4,7 @@ VENV   ?= .venv
 # Test processes at once.
 JOBS   ?= 2
 BIN    := $(VENV)/bin
-# In the order of the files: what waits most comes before the end.
+# Files in their order: the slow ones are not among the last.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup demo up test test-matrix check format clean
@@ -40,8 +40,7 @@ MATRIX := .stiefel/matrix.jsonl
 
 test-matrix: setup
 	@mkdir -p $(dir $(MATRIX)) && rm -f $(MATRIX)
-	STIEFEL_MATRIX_RESULTS=$(abspath $(MATRIX)) $(PYTEST) -m 'matrix or not matrix'
-	$(BIN)/python -m tests.distributed.report $(MATRIX)
+	STIEFEL_MATRIX_RESULTS=$(abspath $(MATRIX)) $(PYTEST) -m 'matrix or not matrix'; status=$$?; $(BIN)/python -m tests.distributed.report $(MATRIX) && exit $$status
 
 check: setup
 	$(BIN)/ruff check .

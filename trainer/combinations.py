@@ -7,6 +7,9 @@ from typing import Protocol
 
 from trainer.methodconfig import MethodConfig, ReloraConfig, SLTrainConfig, SparseSettings, SubspaceSettings
 
+# Elements: in no type a mebibyte, from which on DeepSpeed keeps a shard in a file.
+_LARGEST_PERSISTED = 2**18 - 1
+
 
 class Precision(Protocol):
     """Of `trainer.config.Optimisation`."""
@@ -30,6 +33,8 @@ class Sharding(Protocol):
     def offload_parameters(self) -> str: ...
     @property
     def nvme_path(self) -> str | None: ...
+    @property
+    def persistence_threshold(self) -> int: ...
 
 
 def combination_problem(method: MethodConfig, precision: Precision, sharding: Sharding) -> tuple[str, str] | None:
@@ -59,6 +64,12 @@ def combination_problem(method: MethodConfig, precision: Precision, sharding: Sh
         return (
             "deepspeed.offload_parameters",
             f"{method.name} has integer parameters, its entries' places, and DeepSpeed's files hold one type; use cpu",
+        )
+    if sharding.offload_parameters == "nvme" and sharding.persistence_threshold > _LARGEST_PERSISTED:
+        return (
+            "deepspeed.persistence_threshold",
+            "parameters that stay whole on every rank must not be in files; with offload_parameters nvme use at most "
+            f"{_LARGEST_PERSISTED}, not {sharding.persistence_threshold}",
         )
     if bf16 and stage == 1 and method.large_switches(precision.steps or 0)[0] > 1:
         return (

@@ -6,13 +6,16 @@ import deepspeed
 import torch
 from torch import nn
 
+from trainer import nvme
 from trainer.config import TrainingSpec
 from trainer.lowrank.adapted import OnModule, leave
 from trainer.methods.base import Method
+from trainer.model import DTYPES
 from trainer.optimizer import Rules
 from trainer.zero import shape_of
 
 _LARGEST_BUCKET = 500_000_000  # elements: DeepSpeed's own default
+_GROUP = 2**24  # elements: 64 MB of a moment
 
 
 def configuration(spec: TrainingSpec) -> dict[str, Any]:
@@ -26,12 +29,17 @@ def configuration(spec: TrainingSpec) -> dict[str, Any]:
     ):
         if device != "none":
             zero[key] = {"device": device} | ({"nvme_path": spec.deepspeed.nvme_path} if device == "nvme" else {})
+    if spec.deepspeed.offload == "nvme":
+        # What is in memory at a time: by default groups of 10⁹ elements, and four locked buffers of the largest.
+        zero["sub_group_size"] = _GROUP
     if spec.deepspeed.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = spec.deepspeed.persistence_threshold
     if spec.deepspeed.offload_parameters == "nvme":
-        # There are few buffers. A parameter that is kept for its next use would keep one, and one that is read ahead in
-        # a pass that ends early, as held-out losses do, would have it when another is needed.
+        # Buffers are few. A parameter that waits for its next use would keep one, and so would one that is read ahead
+        # for the backward pass, after a forward pass that has none (held-out losses).
         zero |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
+        # The copy of what is trained is in memory however large it is: `Shards` writes into it.
+        zero["offload_param"]["max_in_cpu"] = 10**15
     # Sums of bf16 gradients in fp32. At stage 1 DeepSpeed would change to an optimizer of another kind for it.
     types = {"grad_accum_dtype": "fp32"} if optimisation.dtype == "bf16" and spec.deepspeed.zero_stage >= 2 else {}
     largest = spec.method.large_switches(optimisation.steps or 0)[0]
@@ -57,9 +65,11 @@ def sharder(spec: TrainingSpec, model: nn.Module) -> OnModule:
         return leave
     settings = configuration(spec)
     if spec.deepspeed.offload_parameters == "nvme":
+        sizes = [parameter.numel() for parameter in model.parameters()]
+        width = DTYPES[spec.optimisation.dtype].itemsize
+        nvme.check_room(spec.deepspeed, sum(sizes) * width // spec.resources.hosts, "parameters")
         # A buffer holds the shard of one parameter; no method adds a larger one than the model has.
-        largest = max(parameter.numel() for parameter in model.parameters())
-        settings["zero_optimization"]["offload_param"]["buffer_size"] = -(-largest // spec.resources.ranks)
+        settings["zero_optimization"]["offload_param"]["buffer_size"] = -(-max(sizes) // spec.resources.ranks)
     swapper = None
 
     def shard(module: nn.Module) -> None:
@@ -77,6 +87,9 @@ def build_engine(spec: TrainingSpec, model: nn.Module, method: Method) -> Any:
     trained = sum(shape_of(p).numel() for p in model.parameters() if p.requires_grad)
     # DeepSpeed sets aside a buffer for so many gradients, by default two gigabytes in fp32, however few there are.
     settings["zero_optimization"]["reduce_bucket_size"] = min(_LARGEST_BUCKET, trained)
+    if spec.deepspeed.offload == "nvme":
+        # Master, two moments, gradient.
+        nvme.check_room(spec.deepspeed, 4 * 4 * trained // spec.resources.hosts, "optimizer's state")
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=make_optimizer(spec, model, method),

@@ -32,8 +32,9 @@ def train(spec: TrainingSpec, rundir: RunDir, emit: Emit) -> None:
     of_world = for_world(spec, world)
     with _StopRequest(rundir, alone=world == 1) as stop_request:
         # Before the ranks meet: none of them may wait in a collective for as long as this can take.
+        nvme.check(spec.deepspeed, lambda what: emit(events.Preparing(step=0, what=what)))
         prepared = data.prepare(spec, rundir, local_rank, emit, stop_request.present)
-        with distributed(), nvme.own_directory(of_world, rundir, rank) as own:
+        with distributed(), nvme.own_directory(of_world, rundir, local_rank) as own:
             stop_request.ranks_have_met()
             run = Run(own, rundir, emit) if agreement.all_prepared(spec, rundir, prepared) else None
             if run is not None and _loop(run, stop_request):
@@ -70,7 +71,7 @@ class _StopRequest:
     """A stop file in the run directory, SIGTERM or Ctrl-C: each is obeyed at the next step boundary.
 
     Until several ranks have met, SIGTERM ends a rank on the spot: it comes from torchrun, since another rank has failed
-    and would be waited for in vain.
+    and would be waited for in vain, or this host is taken away; and there is nothing yet to save.
     """
 
     def __init__(self, rundir: RunDir, alone: bool) -> None:

@@ -29,8 +29,8 @@ from deepspeed.utils import (
 )
 from torch import Tensor
 
-from trainer.nvme import group_in_memory, shard_in_memory
 from trainer.optimizer import MOMENTS, Rules
+from trainer.swapped import group_in_memory, shard_in_memory
 
 
 def shape_of(parameter: Any) -> torch.Size:
@@ -177,7 +177,9 @@ class Shards:
         mine = 0
         for (group, master), numel in zip(self._masters(), self._master_sizes(), strict=True):
             state = self._inner().state[master]
-            mine += sum(numel * state[key].element_size() for key in MOMENTS[group["rule"]])
+            for key in MOMENTS[group["rule"]]:
+                # One that lies in a file is empty.
+                mine += (state[key].numel() or numel) * state[key].element_size()
         if self._stage == 0:
             return mine  # every rank holds all of it
         total = torch.tensor(mine, dtype=torch.int64, device=self._engine.device)

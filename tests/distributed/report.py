@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tests.distributed.matrix import ENGINES, METHODS, TYPES, Case, every_case
+from tests.distributed.matrix import ENGINES, METHODS, TYPES, Case, every_case, refusals
 
 PAGE = Path(__file__).parents[2] / "docs" / "zero.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.distributed.report",
         description=__doc__,
-        epilog="example: python -m tests.distributed.report .matrix.jsonl",
+        epilog="example: python -m tests.distributed.report .stiefel/matrix.jsonl",
     )
     parser.add_argument("results", type=Path, metavar="RESULTS.jsonl")
     given = parser.parse_args()
@@ -38,7 +38,8 @@ def main() -> None:
         key = (case.type, case.method, case.engine)
         worst[key] = max(worst[key], found["weights"])
         losses[case.type] = max(losses[case.type], found["losses"])
-    every, refused = every_case(Path(tempfile.mkdtemp()))
+    directory = Path(tempfile.mkdtemp())
+    every, _ = every_case(directory)
     text = PAGE.read_text()
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
@@ -51,7 +52,7 @@ def main() -> None:
             *(line for kind in TYPES for line in _table(kind, worst, losses[kind])),
             "### Refused",
             "",
-            *_refusals(refused),
+            *refusals(directory),
         ]
     )
     PAGE.write_text(f"{head}{BEGIN}\n{body}\n{END}{tail}")
@@ -70,19 +71,6 @@ def _table(kind: str, worst: dict[tuple[str, str, str], float], loss: float) -> 
             shown = (("–" if cell is None else f"{cell:.0e}" if kind == "fp32" else f"{cell:.2f}") for cell in cells)
             lines.append(f"| {method} | {' | '.join(shown)} |")
     return [*lines, ""]
-
-
-def _refusals(refused: dict[Case, str]) -> list[str]:
-    methods: dict[str, set[str]] = defaultdict(set)
-    for case, reason in refused.items():
-        # A reason may begin with the method's name; one line is enough for all of them.
-        name, told, rest = reason.partition(" merges nothing")
-        methods[f"The method{told}{rest}" if told else reason].add(case.method)
-    lines = []
-    for reason, names in sorted(methods.items()):
-        which = "" if len(names) == len(METHODS) else f" ({', '.join(sorted(names))})"
-        lines.append(f"- {reason}{which}.")
-    return lines
 
 
 def _processor() -> str:

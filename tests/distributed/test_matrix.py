@@ -23,7 +23,8 @@ import torch
 
 from tests.distributed.case import load_arrays, read_json
 from tests.distributed.group import run_group
-from tests.distributed.matrix import STEPS, Case, every_case, thinned
+from tests.distributed.matrix import STEPS, Case, every_case, refusals, thinned
+from tests.distributed.report import PAGE
 from tests.reference.product import reference_run
 from trainer.config import TrainingSpec
 from trainer.data import Sequences, prepare
@@ -35,8 +36,8 @@ from trainer.tokenizer import byte_tokenizer
 FP32 = 1e-5
 # In bf16, of each matrix ‖W − W_ref‖ ≤ BF16·‖W_ref − W_start‖ + ROUNDING·‖W_ref‖. A forward and a backward pass in
 # bf16 have gradients that are off by a few 2⁻⁸, and Adam's first steps, which are near to signs, turn round where a
-# gradient is smaller than that. A share q of entries that turn is 2√q of the way: half of it is one entry in sixteen,
-# while a moment or a master that was forgotten is all of it. Each merge rounds the frozen weights, unless there is a
+# gradient is smaller than that. A share q of entries that turn is 2√q of the way: the half is one entry in sixteen.
+# Each merge rounds the frozen weights, unless there is a
 # copy in fp32: by half a unit in the last place, 2⁻⁹ of an entry, at random by a whole one.
 BF16 = 0.5
 MERGES = 2
@@ -152,7 +153,9 @@ def test_every_pair_of_values_is_in_the_selection_that_is_always_trained() -> No
     assert len(FEW) < len(CASES) / 10
 
 
-def test_what_is_refused_says_what_to_choose_instead() -> None:
+def test_what_is_refused_says_what_to_choose_instead_and_the_page_lists_it() -> None:
     assert REFUSED
-    for case, reason in REFUSED.items():
-        assert any(word in reason for word in ("use", "leave", "choose")), (case, reason)
+    page = PAGE.read_text()
+    for line in refusals(DIRECTORY):
+        assert any(word in line for word in ("use", "leave", "give")), line
+        assert line in page, "python -m tests.distributed.report writes it"

@@ -4,6 +4,9 @@ Needs DeepSpeed's async_io, which is compiled at its first use and takes minutes
 smaller than a mebibyte stays in memory, so the model is larger than those of the other tests.
 """
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ from transformers import LlamaConfig
 from tests.distributed.case import load_arrays, read_json, spec
 from tests.distributed.group import run_group
 from tests.distributed.matrix import METHODS
+from trainer import events
+from trainer.rundir import RunDir
 
 pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1500)]
 STEPS, SAVED = 5, 3
-MODEL = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 8}
+MODEL = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 2, "num_attention_heads": 8}
 MEMORY: dict[str, Any] = {"zero_stage": 3, "persistence_threshold": 0}
 STATE = MEMORY | {"offload": "nvme"}
 ALL = STATE | {"offload_parameters": "nvme"}
@@ -61,7 +66,14 @@ def case(directory: Path, name: str, ranks: int, method: str, engine: dict[str, 
         optimisation=optimisation | changes,
         resources={"processes": ranks},
     )
-    return {"directory": str(directory / name), "spec": wanted.model_dump(mode="json"), "steps": STEPS}
+    # Several groups, as a larger model has them.
+    groups = {"zero_optimization": {"sub_group_size": 2**19}} if "offload" in engine else {}
+    return {
+        "directory": str(directory / name),
+        "spec": wanted.model_dump(mode="json"),
+        "steps": STEPS,
+        "deepspeed": groups,
+    }
 
 
 def losses(directory: Path) -> list[float]:
@@ -92,12 +104,16 @@ def trained(request: pytest.FixtureRequest, directory: Path) -> Path:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_bit_equal_with_files_and_without(trained: Path, method: str) -> None:
     in_files = [name for name in ENGINES if (trained / f"{method}-{name}").exists() and name != "memory"]
-    inside = read_json(trained / f"{method}-memory" / "answer.json")["live"]
+    in_memory = read_json(trained / f"{method}-memory" / "answer.json")
+    inside, state_bytes = in_memory["live"], in_memory["state_bytes"]
     for name in in_files:
         assert_same(trained / f"{method}-{name}", trained / f"{method}-memory")
         # What the ranks hold of moments is in files but for small groups.
-        held = read_json(trained / f"{method}-{name}" / "answer.json")["live"]
+        answer = read_json(trained / f"{method}-{name}" / "answer.json")
+        held = answer["live"]
         assert held["moments"] < inside["moments"] / 4
+        # What is in files is counted too; groups are padded to a multiple of the ranks and of an alignment.
+        assert answer["state_bytes"] == pytest.approx(state_bytes, rel=0.01)
         assert any((trained / f"{method}-{name}-files").rglob("optimizer/rank0/*.swp"))
     assert in_files == (["state"] if method in INTEGERS else ["state", "all"])
     if method not in INTEGERS | TRAINED:
@@ -123,6 +139,7 @@ def test_types_and_accumulation_change_nothing(directory: Path, method: str, cha
         place, 2, [case(directory, f"{place.name}/{name}", 2, method, e, **changes) for name, e in engines.items()]
     )
     assert_same(place / "all", place / "memory")
+    assert any((place / "all-files").rglob("*params/rank0/*.swp"))
 
 
 @pytest.mark.parametrize("method", ["full", "galore", "relora"])
@@ -135,3 +152,15 @@ def test_a_run_is_resumed_from_files_into_memory_and_back(directory: Path, metho
     run_group(place, 2, list(cases.values()))
     assert_same(place / "into", place / "memory")
     assert_same(place / "out", place / "memory")
+
+
+def test_a_run_leaves_nothing_on_the_disk(directory: Path) -> None:
+    made = case(directory, "command", 2, "galore", ALL)
+    rundir, disk = RunDir(made["directory"]), Path(made["spec"]["deepspeed"]["nvme_path"])
+    rundir.root.mkdir()
+    rundir.spec.write_text(json.dumps(made["spec"]))
+    untouched = disk.stat().st_mtime_ns
+    subprocess.run([sys.executable, "-m", "trainer", "run", made["directory"]], check=True, stdout=subprocess.DEVNULL)
+    assert isinstance(events.ending(events.read(rundir.events)), events.Finished)
+    assert list(disk.iterdir()) == []
+    assert disk.stat().st_mtime_ns > untouched, "it was not used"

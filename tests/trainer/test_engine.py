@@ -48,6 +48,17 @@ def test_the_bucket_of_gradients_is_no_larger_than_what_is_trained(tmp_path: Pat
         ({"deepspeed": {"zero_stage": 3, "offload": "nvme"}}, "deepspeed.nvme_path"),
         (
             {
+                "deepspeed": {
+                    "zero_stage": 3,
+                    "offload_parameters": "nvme",
+                    "nvme_path": "/fast",
+                    "persistence_threshold": 2**18,
+                }
+            },
+            "deepspeed.persistence_threshold",
+        ),
+        (
+            {
                 "method": "gasare",
                 "deepspeed": {"zero_stage": 3, "offload_parameters": "nvme", "nvme_path": "/fast"},
             },
