@@ -27,6 +27,8 @@ PARENT = "STIEFEL_PARENT_PID"
 
 def main() -> int:
     arguments = _parser().parse_args()
+    # Nothing is compiled here, and DeepSpeed loads torch's compiler all the same: two seconds of every start.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     try:
         return int(arguments.command(arguments))
     except TrainerError as error:

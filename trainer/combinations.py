@@ -60,16 +60,16 @@ def combination_problem(method: MethodConfig, precision: Precision, sharding: Sh
         )
     if "nvme" in (sharding.offload, sharding.offload_parameters) and not sharding.nvme_path:
         return "deepspeed.nvme_path", "nvme needs a directory for its files; give nvme_path"
-    if sharding.offload_parameters == "nvme" and isinstance(method, SparseSettings | SLTrainConfig):
-        return (
-            "deepspeed.offload_parameters",
-            f"{method.name} has integer parameters, its entries' places, and DeepSpeed's files hold one type; use cpu",
-        )
     if sharding.offload_parameters == "nvme" and sharding.persistence_threshold > _LARGEST_PERSISTED:
         return (
             "deepspeed.persistence_threshold",
             "parameters that stay whole on every rank must not be in files; with offload_parameters nvme use at most "
             f"{_LARGEST_PERSISTED}, not {sharding.persistence_threshold}",
+        )
+    if sharding.offload_parameters == "nvme" and isinstance(method, SparseSettings | SLTrainConfig):
+        return (
+            "deepspeed.offload_parameters",
+            f"{method.name} has integer parameters, its entries' places, and DeepSpeed's files hold one type; use cpu",
         )
     if bf16 and stage == 1 and method.large_switches(precision.steps or 0)[0] > 1:
         return (
