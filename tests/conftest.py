@@ -19,19 +19,12 @@ from cli.broker import BrokerConfig, find_server
 from jobs.database import Database
 from jobs.settings import Settings
 from migrations.__main__ import upgrade
+from tests.together import Together
 from trainer.process import free_port
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Which tests stay together when they run in several processes: those of a file, since what a file sets up for all
-    of them is set up once; and of all files those that start groups of ranks, which hinder one another."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            folder = item.path.parent.name
-            item.add_marker(
-                pytest.mark.xdist_group(folder if folder == "distributed" else f"{folder}-{item.path.stem}")
-            )
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    return Together(config, log)
 
 
 def pytest_report_header() -> str:

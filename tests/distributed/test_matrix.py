@@ -62,14 +62,7 @@ GROUP_OF = {case: number for number, group in enumerate(GROUPS) for case in grou
 
 
 def parameters() -> list[Any]:
-    return [
-        pytest.param(
-            case,
-            id=str(case),
-            marks=[] if case in FEW else [pytest.mark.matrix, pytest.mark.xdist_group(f"matrix-{GROUP_OF[case]}")],
-        )
-        for case in CASES
-    ]
+    return [pytest.param(c, id=str(c), marks=[] if c in FEW else [pytest.mark.matrix]) for c in CASES]
 
 
 @pytest.fixture(scope="session")
