@@ -40,7 +40,8 @@ MATRIX := .stiefel/matrix.jsonl
 
 test-matrix: setup
 	@mkdir -p $(dir $(MATRIX)) && rm -f $(MATRIX)
-	STIEFEL_MATRIX_RESULTS=$(abspath $(MATRIX)) $(PYTEST) -m 'matrix or not matrix'; status=$$?; $(BIN)/python -m tests.distributed.report $(MATRIX) && exit $$status
+	STIEFEL_MATRIX_RESULTS=$(abspath $(MATRIX)) $(PYTEST) -m 'matrix or not matrix'; status=$$?; \
+	$(BIN)/python -m tests.distributed.report $(MATRIX) && exit $$status
 
 check: setup
 	$(BIN)/ruff check .
