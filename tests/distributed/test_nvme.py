@@ -108,10 +108,10 @@ def test_every_method_is_bit_equal_with_files_and_without(trained: Path, method:
     inside, state_bytes = in_memory["live"], in_memory["state_bytes"]
     for name in in_files:
         assert_same(trained / f"{method}-{name}", trained / f"{method}-memory")
-        # What the ranks hold of moments is in files but for small groups.
+        # What the ranks hold of moments is in files but for the last and the small groups.
         answer = read_json(trained / f"{method}-{name}" / "answer.json")
         held = answer["live"]
-        assert held["moments"] < inside["moments"] / 4
+        assert held["moments"] < inside["moments"] / 3
         # What is in files is counted too; groups are padded to a multiple of the ranks and of an alignment.
         assert answer["state_bytes"] == pytest.approx(state_bytes, rel=0.01)
         assert any((trained / f"{method}-{name}-files").rglob("optimizer/rank0/*.swp"))
