@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trainer import nvme
-from trainer.config import TrainingSpec
+from trainer.config import DeepSpeedSpec, TrainingSpec
 from trainer.lowrank.adapted import OnModule, leave
 from trainer.methods.base import Method
 from trainer.model import DTYPES
@@ -22,24 +22,9 @@ def configuration(spec: TrainingSpec) -> dict[str, Any]:
     """The dictionary, complete: what is left out gets DeepSpeed's defaults, and some of those surprise."""
     optimisation, micro = spec.optimisation, spec.optimisation.micro_batch
     assert micro is not None
-    zero: dict[str, Any] = {"stage": spec.deepspeed.zero_stage}
-    for key, device in (
-        ("offload_optimizer", spec.deepspeed.offload),
-        ("offload_param", spec.deepspeed.offload_parameters),
-    ):
-        if device != "none":
-            zero[key] = {"device": device} | ({"nvme_path": spec.deepspeed.nvme_path} if device == "nvme" else {})
-    if spec.deepspeed.offload == "nvme":
-        # What is in memory at a time: by default groups of 10⁹ elements, and four locked buffers of the largest.
-        zero["sub_group_size"] = _GROUP
+    zero = {"stage": spec.deepspeed.zero_stage} | _offloading(spec.deepspeed)
     if spec.deepspeed.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = spec.deepspeed.persistence_threshold
-    if spec.deepspeed.offload_parameters == "nvme":
-        # Buffers are few. A parameter that waits for its next use would keep one, and so would one that is read ahead
-        # for the backward pass, after a forward pass that has none (held-out losses).
-        zero |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
-        # The copy of what is trained is in memory however large it is: `Shards` writes into it.
-        zero["offload_param"]["max_in_cpu"] = 10**15
     # Sums of bf16 gradients in fp32. At stage 1 DeepSpeed would change to an optimizer of another kind for it.
     types = {"grad_accum_dtype": "fp32"} if optimisation.dtype == "bf16" and spec.deepspeed.zero_stage >= 2 else {}
     largest = spec.method.large_switches(optimisation.steps or 0)[0]
@@ -57,6 +42,27 @@ def configuration(spec: TrainingSpec) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
     }
+
+
+def _offloading(spec: DeepSpeedSpec) -> dict[str, Any]:
+    """The part of `zero_optimization` that says where state and parameters wait for their use."""
+    files = {"nvme_path": spec.nvme_path}
+    found: dict[str, Any] = {}
+    if spec.offload != "none":
+        found["offload_optimizer"] = {"device": spec.offload}
+    if spec.offload == "nvme":
+        found["offload_optimizer"] |= files
+        # What is in memory at a time: by default groups of 10⁹ elements, and four locked buffers of the largest.
+        found["sub_group_size"] = _GROUP
+    if spec.offload_parameters != "none":
+        found["offload_param"] = {"device": spec.offload_parameters}
+    if spec.offload_parameters == "nvme":
+        # The copy of what is trained is in memory however large it is: `Shards` writes into it.
+        found["offload_param"] |= files | {"max_in_cpu": 10**15}
+        # Buffers are few. A parameter that waits for its next use would keep one, and so would one that is read ahead
+        # for the backward pass, after a forward pass that has none (held-out losses).
+        found |= {"stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
+    return found
 
 
 def sharder(spec: TrainingSpec, model: nn.Module) -> OnModule:

@@ -43,8 +43,9 @@ def shard_in_memory(parameter: Any, change: bool = False) -> Iterator[Tensor]:
 
 
 def group_in_memory(optimizer: Any, index: int) -> Any:
-    """A context in which flat group `index` of DeepSpeed's stage-3 optimizer, and its moments, are there to change."""
-    return _swapped_in(optimizer, index) if optimizer._swappable_optimizer_subgroup(index) else nullcontext()
+    """A context in which flat group `index` of DeepSpeed's optimizer, and its moments, are there to change."""
+    in_file = getattr(optimizer, "swap_optimizer", False) and optimizer._swappable_optimizer_subgroup(index)
+    return _swapped_in(optimizer, index) if in_file else nullcontext()
 
 
 @contextmanager

@@ -77,15 +77,16 @@ class _StopRequest:
     def __init__(self, rundir: RunDir, alone: bool) -> None:
         self._file = rundir.stop
         self._signalled = False
-        self._obeyed = [signal.SIGINT, signal.SIGTERM] if alone else [signal.SIGINT]
+        self._alone = alone
         self._previous: dict[signal.Signals, Any] = {}
 
     def present(self) -> bool:
         return self._signalled or self._file.exists()
 
     def __enter__(self) -> "_StopRequest":
-        for number in self._obeyed:
-            self._obey(number)
+        self._obey(signal.SIGINT)
+        if self._alone:
+            self._obey(signal.SIGTERM)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,7 +15,6 @@ The traps that live here, so that nobody else meets them (DeepSpeed 0.19):
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -231,7 +230,7 @@ class Shards:
     def _create_state(self) -> None:
         """What the first step would create, so that it can be read and written from the start."""
         for index, (group, master) in enumerate(self._masters()):
-            with group_in_memory(self._engine.optimizer, index) if self._stage == 3 else nullcontext():
+            with group_in_memory(self._engine.optimizer, index):
                 self._inner().create_state(master, group["rule"])
         if self._stage in (1, 2):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()

@@ -5,7 +5,6 @@ values of different axes meet in one of them.
 """
 
 import zlib
-from collections import defaultdict
 from dataclasses import astuple, dataclass
 from functools import cache
 from itertools import combinations, product
@@ -62,21 +61,6 @@ TYPES = {
     "bf16, stochastic": {"dtype": "bf16", "merge": "stochastic"},
     "bf16, fp32 copy": {"dtype": "bf16", "merge": "fp32"},
 }
-# What nobody can have, whatever the method, or with some of them; for the list of refusals alone.
-REFUSED_ENGINES: dict[str, dict[str, Any]] = {
-    "0, offload": {"zero_stage": 0, "offload": "cpu"},
-    "2, files": {"zero_stage": 2, "offload": "nvme", "nvme_path": "/fast"},
-    "2, offload all": {"zero_stage": 2, "offload_parameters": "cpu"},
-    "3, files nowhere": {"zero_stage": 3, "offload": "nvme"},
-    "3, persisted in files": {
-        "zero_stage": 3,
-        "offload_parameters": "nvme",
-        "nvme_path": "/fast",
-        "persistence_threshold": 10**6,
-    },
-    "3, all in files": {"zero_stage": 3, "offload_parameters": "nvme", "nvme_path": "/fast"},
-}
-REFUSED_TYPES = {"fp32, stochastic": {"dtype": "fp32", "merge": "stochastic"}}
 # 20 and 35 divide by no power of two above 4; shards of most things need padding.
 MODEL = {"hidden_size": 20, "intermediate_size": 35, "num_hidden_layers": 2, "num_attention_heads": 5}
 
@@ -104,8 +88,8 @@ class Case:
             tokenizer="bytes",
             dataset={"sequence_length": 16, "validation_fraction": 0.002},
             method=METHODS[self.method],
-            deepspeed={"persistence_threshold": 0} | (ENGINES | REFUSED_ENGINES)[self.engine],
-            optimisation=(TYPES | REFUSED_TYPES)[self.type]
+            deepspeed=ENGINES[self.engine] | {"persistence_threshold": 0},
+            optimisation=TYPES[self.type]
             | {
                 "steps": STEPS,
                 "global_batch": 12,
@@ -128,39 +112,13 @@ def every_case(directory: Path) -> tuple[list[Case], dict[Case, str]]:
         if "," in case.type and (case.accumulation, case.recomputing) != (1, False):
             # Merging happens between steps and knows neither.
             continue
-        if reason := refusal(case, directory):
-            refused[case] = reason
+        try:
+            case.spec(directory)
+        except ValidationError as error:
+            refused[case] = error.errors()[0]["msg"]
         else:
             accepted.append(case)
     return accepted, refused
-
-
-def refusal(case: Case, directory: Path) -> str | None:
-    try:
-        case.spec(directory)
-    except ValidationError as error:
-        return str(error.errors()[0]["msg"])
-    return None
-
-
-def refusals(directory: Path) -> list[str]:
-    """Every reason for which a combination is refused, and the methods that it is refused to; lines of docs/zero.md."""
-    found = dict(every_case(directory)[1])
-    never = [(engine, "fp32") for engine in REFUSED_ENGINES] + [("2", kind) for kind in REFUSED_TYPES]
-    for method, (engine, kind) in product(METHODS, never):
-        case = Case(method, engine, kind, 1, 1, False)
-        if reason := refusal(case, directory):
-            found[case] = reason
-    methods: dict[str, set[str]] = defaultdict(set)
-    for case, reason in found.items():
-        # A reason may begin with the method's name; one line is enough for all of them.
-        name = METHODS[case.method]["name"]
-        methods[f"the method{reason.removeprefix(name)}" if reason.startswith(name) else reason].add(case.method)
-    lines = []
-    for reason, names in sorted(methods.items()):
-        which = "" if len(names) == len(METHODS) else f" ({'; '.join(sorted(names))})"
-        lines.append(f"- {reason}{which}.")
-    return lines
 
 
 def thinned(cases: list[Case]) -> list[Case]:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from tests.distributed.matrix import ENGINES, METHODS, TYPES, Case, every_case, refusals
+from tests.distributed.matrix import ENGINES, METHODS, TYPES, Case, every_case
+from tests.distributed.refusals import refusals
 
 PAGE = Path(__file__).parents[2] / "docs" / "zero.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -38,8 +39,9 @@ def main() -> None:
         key = (case.type, case.method, case.engine)
         worst[key] = max(worst[key], found["weights"])
         losses[case.type] = max(losses[case.type], found["losses"])
-    directory = Path(tempfile.mkdtemp())
-    every, _ = every_case(directory)
+    with tempfile.TemporaryDirectory() as directory:
+        every, _ = every_case(Path(directory))
+        refused = refusals(Path(directory))
     text = PAGE.read_text()
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
@@ -52,7 +54,7 @@ def main() -> None:
             *(line for kind in TYPES for line in _table(kind, worst, losses[kind])),
             "### Refused",
             "",
-            *refusals(directory),
+            *refused,
         ]
     )
     PAGE.write_text(f"{head}{BEGIN}\n{body}\n{END}{tail}")

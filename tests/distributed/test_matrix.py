@@ -23,7 +23,8 @@ import torch
 
 from tests.distributed.case import load_arrays, read_json
 from tests.distributed.group import run_group
-from tests.distributed.matrix import STEPS, Case, every_case, refusals, thinned
+from tests.distributed.matrix import STEPS, Case, every_case, thinned
+from tests.distributed.refusals import refusals
 from tests.distributed.report import PAGE
 from tests.reference.product import reference_run
 from trainer.config import TrainingSpec
@@ -37,8 +38,8 @@ FP32 = 1e-5
 # In bf16, of each matrix ‖W − W_ref‖ ≤ BF16·‖W_ref − W_start‖ + ROUNDING·‖W_ref‖. A forward and a backward pass in
 # bf16 have gradients that are off by a few 2⁻⁸, and Adam's first steps, which are near to signs, turn round where a
 # gradient is smaller than that. A share q of entries that turn is 2√q of the way: the half is one entry in sixteen.
-# Each merge rounds the frozen weights, unless there is a
-# copy in fp32: by half a unit in the last place, 2⁻⁹ of an entry, at random by a whole one.
+# Each merge rounds the frozen weights, unless there is a copy in fp32: by half a unit in the last place, 2⁻⁹ of an
+# entry, at random by a whole one.
 BF16 = 0.5
 MERGES = 2
 ROUNDING = {"bf16": MERGES * 2**-9, "bf16, stochastic": MERGES * 2**-8, "bf16, fp32 copy": 0.0}
@@ -53,7 +54,7 @@ CASES, REFUSED = every_case(DIRECTORY)
 FEW = set(thinned(CASES))
 
 
-# Those of a group are trained by the same group of ranks.
+# Lists of cases that one group of ranks trains, one after the other.
 GROUPS: list[list[Case]] = []
 for ranks, few in product((1, 2, 3), (True, False)):
     same = [case for case in CASES if case.ranks == ranks and (case in FEW) == few]
