@@ -1,10 +1,11 @@
-"""What a route may ask for: the database, the doorbell, the settings."""
+"""What a route may ask for: the services, and who is calling."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.limits import Rates
 from jobs.database import Database
 from jobs.queue import Doorbell
 from jobs.settings import Settings
@@ -17,6 +18,7 @@ class Services:
     settings: Settings
     database: Database
     doorbell: Doorbell
+    rates: Rates
 
 
 def _services(request: Request) -> Services:

@@ -1,44 +1,31 @@
-"""Every refusal in one shape, and the one table of HTTP statuses.
-
-{"error": {"message": "…", "type": "invalid_request_error", "param": "method.rank", "code": "invalid_value"}}
-"""
+"""The one table of HTTP statuses: which error becomes which answer."""
 
 import logging
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from sqlalchemy.exc import DataError as DatabaseDataError
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
-from jobs.errors import JobNotFound, UnknownCursor, WrongState
+from api.answers import answer
+from api.auth import NotPermitted, Unauthenticated
+from api.limits import TooManyRequests
+from jobs.errors import (
+    Forbidden,
+    IdempotencyReused,
+    JobNotFound,
+    QuotaExceeded,
+    UnknownCursor,
+    WorkerNotFound,
+    WrongState,
+)
 from trainer.config import describe
 from trainer.errors import DataError, SpecError
 
 log = logging.getLogger("stiefel.api")
-
-
-class ErrorBody(BaseModel):
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorAnswer(BaseModel):
-    """What every status of 400 and above carries."""
-
-    error: ErrorBody
-
-
-def answer(status: int, message: str, kind: str, param: str | None = None, code: str | None = None) -> JSONResponse:
-    body = ErrorAnswer(error=ErrorBody(message=message, type=kind, param=param, code=code))
-    # A refusal that will be the same next time must not be retried by clients that retry on their own.
-    headers = {"x-should-retry": "false"} if status < 500 else {}
-    return JSONResponse(body.model_dump(), status, headers)
 
 
 def install(app: FastAPI) -> None:
@@ -56,6 +43,39 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(JobNotFound)
     def not_found(_: Request, error: JobNotFound) -> JSONResponse:
         return answer(404, str(error), "not_found_error", "job_id", "not_found")
+
+    @app.exception_handler(WorkerNotFound)
+    def no_such_worker(_: Request, error: WorkerNotFound) -> JSONResponse:
+        return answer(404, str(error), "not_found_error", "name", "not_found")
+
+    @app.exception_handler(Unauthenticated)
+    def unauthenticated(_: Request, error: Unauthenticated) -> JSONResponse:
+        response = answer(401, str(error), "authentication_error", None, "invalid_api_key")
+        response.headers["www-authenticate"] = "Bearer"
+        return response
+
+    @app.exception_handler(NotPermitted)
+    def not_permitted(_: Request, error: NotPermitted) -> JSONResponse:
+        return answer(403, str(error), "permission_error", None, "not_permitted")
+
+    @app.exception_handler(Forbidden)
+    def forbidden(_: Request, error: Forbidden) -> JSONResponse:
+        return answer(403, str(error), "permission_error", error.field, "outside")
+
+    @app.exception_handler(QuotaExceeded)
+    def quota(_: Request, error: QuotaExceeded) -> JSONResponse:
+        return answer(429, str(error), "insufficient_quota", None, "quota_exceeded")
+
+    @app.exception_handler(TooManyRequests)
+    def too_many(_: Request, error: TooManyRequests) -> JSONResponse:
+        response = answer(429, str(error), "rate_limit_error", None, "rate_limit_exceeded")
+        del response.headers["x-should-retry"]
+        response.headers["retry-after"] = str(error.retry_after)
+        return response
+
+    @app.exception_handler(IdempotencyReused)
+    def reused(_: Request, error: IdempotencyReused) -> JSONResponse:
+        return answer(409, str(error), "conflict_error", "Idempotency-Key", "idempotency_key_reused")
 
     @app.exception_handler(WrongState)
     def wrong_state(_: Request, error: WrongState) -> JSONResponse:
@@ -75,15 +95,18 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(PoolTimeout)
     def database_away(_: Request, error: Exception) -> JSONResponse:
         log.warning("the database cannot be asked: %s", error)
-        return answer(
-            503, "the database cannot be reached at the moment; try again", "server_error", code="unavailable"
-        )
+        message = "the database cannot be reached at the moment; try again"
+        response = answer(503, message, "server_error", code="unavailable")
+        response.headers["retry-after"] = "5"
+        return response
 
     @app.exception_handler(HTTPException)
     def http(request: Request, error: HTTPException) -> JSONResponse:
         kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return answer(error.status_code, message, kind, code=str(error.detail).lower().replace(" ", "_"))
+        response = answer(error.status_code, message, kind, code=str(error.detail).lower().replace(" ", "_"))
+        response.headers.update(error.headers or {})  # Allow, with 405
+        return response
 
     @app.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -11,8 +11,9 @@ from starlette.responses import Response
 
 from api import errors
 from api.deps import Services
-from api.prometheus import FleetCollector, HttpTimes
-from api.routes import jobs, methods, operations
+from api.limits import BodyLimit, Rates
+from api.prometheus import HttpTimes
+from api.routes import jobs, methods, operations, workers
 from jobs.database import Database
 from jobs.queue import Doorbell
 from jobs.settings import Settings
@@ -21,12 +22,15 @@ DESCRIPTION = """
 Training of large language models on little memory: POST a job, watch it, scrape it.
 
 Errors have one shape, `{"error": {"message", "type", "param", "code"}}`; `param` names the field to change.
+
+Send an API key as `Authorization: Bearer sk-stiefel-…`; each sees its own jobs. An installation without API keys
+(`STIEFEL_AUTH=off`) answers its own machine alone.
 """
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
-    services = Services(settings, Database(settings.url), Doorbell(settings))
+    services = Services(settings, Database(settings.url), Doorbell(settings), Rates(settings))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -35,12 +39,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(title="Stiefel", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
     registry = CollectorRegistry()
-    registry.register(FleetCollector(services))
     app.state.services, app.state.registry = services, registry
+    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.middleware("http")(HttpTimes(registry))
     app.middleware("http")(_request_id)
     errors.install(app)
-    for module in (jobs, methods, operations):
+    for module in (jobs, workers, methods, operations):
         app.include_router(module.router)
     return app
 

@@ -39,15 +39,16 @@ _HTTP_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 
 
 class FleetCollector(Collector):
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    """`of`: whose jobs have series of their own; None for everybody's."""
+
+    def __init__(self, services: Services, of: str | None) -> None:
+        self._services, self._of = services, of
 
     def describe(self) -> Iterable[Metric]:
         return []  # else registering would ask the database
 
     def collect(self) -> Iterable[Metric]:
-        settings = self._services.settings
-        seen = fleet.snapshot(self._services.database, worker_timeout=3 * settings.beat_seconds)
+        seen = fleet.snapshot(self._services.database, self._services.settings, self._of)
         yield from _fleet(seen)
         yield from _jobs(seen.jobs)
 
@@ -62,14 +63,21 @@ def _fleet(seen: fleet.Fleet) -> Iterable[Metric]:
     yield GaugeMetricFamily(
         "stiefel_queue_oldest_seconds", "How long the oldest of them has waited", value=seen.oldest_queued_seconds
     )
+    yield GaugeMetricFamily(
+        "stiefel_jobs_unschedulable", "Queued jobs that no worker that is up could take", value=seen.unschedulable
+    )
+    yield GaugeMetricFamily("stiefel_workers_drained", "Workers that take no new job", value=seen.workers_drained)
     yield GaugeMetricFamily("stiefel_workers_up", "Workers heard of lately", value=seen.workers_up)
     yield GaugeMetricFamily("stiefel_workers_busy", "Jobs under a valid lease", value=seen.workers_busy)
     yield GaugeMetricFamily(
         "stiefel_jobs_not_exported", "Running or recent jobs left out of the series per job", value=seen.jobs_left_out
     )
-    slots = GaugeMetricFamily("stiefel_gpu_slots", "GPUs of the workers that are up, by state", labels=["state"])
-    slots.add_metric(["busy"], seen.gpus_busy)
-    slots.add_metric(["idle"], seen.gpus_idle)
+    slots = GaugeMetricFamily(
+        "stiefel_device_slots", "GPUs and CPU slots of the workers that are up", labels=["device", "state"]
+    )
+    for device in ("gpu", "cpu"):
+        for state in ("busy", "idle"):
+            slots.add_metric([device, state], seen.devices.get((device, state), 0))
     yield slots
     yield _histogram(seen, counters.QUEUE_WAIT, "stiefel_queue_wait_seconds", "From queued to claimed")
     yield _histogram(seen, counters.DURATION, "stiefel_job_duration_seconds", "From the first claim to the end")

@@ -1,5 +1,6 @@
 """The API from the command line's side: a thin client that turns refusals into one sentence."""
 
+import os
 from typing import Any
 
 import httpx
@@ -14,9 +15,13 @@ class Unreachable(Refused):
 
 
 class Client:
-    def __init__(self, url: str) -> None:
+    """`key`: an API key, where the installation asks for one; by default that of STIEFEL_API_KEY."""
+
+    def __init__(self, url: str, key: str | None = None) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=30)
+        key = key or os.environ.get("STIEFEL_API_KEY")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=self.url, timeout=30, headers=headers)
 
     def get(self, path: str, **query: Any) -> Any:
         return self._answer("GET", path, params={k: v for k, v in query.items() if v is not None})
@@ -24,12 +29,17 @@ class Client:
     def post(self, path: str, body: Any = None) -> Any:
         return self._answer("POST", path, json=body)
 
+    def delete(self, path: str) -> None:
+        self._answer("DELETE", path)
+
     def _answer(self, method: str, path: str, **request: Any) -> Any:
         try:
             response = self._http.request(method, path, **request)
         except httpx.HTTPError as error:
             message = f"{self.url} does not answer ({error}); start the service with `stiefel up`, or set STIEFEL_API"
             raise Unreachable(message) from error
+        if response.status_code == 204:
+            return None
         try:
             body = response.json()
         except ValueError:

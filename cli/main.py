@@ -4,31 +4,32 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cli import keys, workers
 from cli import submit as submission
 from cli.broker import NoBroker
 from cli.client import Client, Refused
 from cli.demo import broker_name
 from cli.demo import demo as run_demo
+from cli.options import LOCAL, Api, AsJson, console, print_json
 from cli.stack import Stack, StackError
 from cli.watch import describe, watch_json
 from cli.watch import watch as draw
+from jobs.errors import JobsError
 
 app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
-console = Console()
 
-Api = Annotated[str, typer.Option("--api", envvar="STIEFEL_API", help="where the API is")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON, for programs")]
+app.add_typer(keys.app, name="keys")
+app.add_typer(workers.app, name="workers")
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="a job's id")]
-LOCAL = "http://127.0.0.1:8000"
 
 
 @app.command(epilog="example: stiefel up --home /var/lib/stiefel --port 8000 --workers 1")
@@ -90,7 +91,7 @@ def submit(
     if not as_json:
         console.print(f"{job['id']} is {job['state']}; follow it with: stiefel watch {job['id']}", soft_wrap=True)
     elif not watch:
-        _print_json(job)
+        print_json(job)
     if watch:
         _follow(client, job["id"], as_json)
 
@@ -112,7 +113,7 @@ def list_jobs(
     """List jobs, newest first."""
     page = Client(api).get("/v1/jobs", state=state, method=method, limit=limit)
     if as_json:
-        _print_json(page)
+        print_json(page)
         return
     table = Table("id", "name", "method", "state", "progress")
     for job in page["data"]:
@@ -125,11 +126,16 @@ def show(job: JobId, as_json: AsJson = False, api: Api = LOCAL) -> None:
     """One job: state, progress, latest figures, attempts, every setting."""
     found = Client(api).get(f"/v1/jobs/{job}")
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     console.print(f"[bold]{found['id']}[/] {escape(found['name'] or '')}  {found['state']}  {describe(found)}")
     for attempt in found["attempts"]:
-        console.print(f"  attempt {attempt['number']} on {attempt['worker']}: {attempt['outcome'] or 'running'}")
+        why = f": {attempt['error']['code']}" if attempt["error"] else ""
+        again = ", is tried again" if attempt["retry_at"] else ""
+        said = f"{attempt['outcome'] or 'running'}{why}{again}"
+        console.print(f"  attempt {attempt['number']} on {attempt['worker']}: {said}", highlight=False)
+    if found["scheduling"]:
+        console.print(f"  waits: {escape(found['scheduling']['reason'])}", soft_wrap=True)
     if found["error"]:
         console.print(f"  [red]{found['error']['code']}[/]: {escape(found['error']['message'])}", soft_wrap=True)
     console.print_json(json.dumps({"figures": found["figures"], "spec": found["spec"]}))
@@ -153,6 +159,13 @@ def resume(job: JobId, as_json: AsJson = False, api: Api = LOCAL) -> None:
     _ask(job, "resume", as_json, api)
 
 
+@app.command(epilog="example: stiefel delete job-0123456789abcdef0123")
+def delete(job: JobId, api: Api = LOCAL) -> None:
+    """Remove a job that has ended, with its curves, logs and checkpoints."""
+    Client(api).delete(f"/v1/jobs/{job}")
+    console.print(f"{job} is deleted")
+
+
 @app.command(epilog="example: stiefel logs job-0123456789abcdef0123 --tail 2000")
 def logs(job: JobId, tail: Annotated[int, typer.Option(help="bytes")] = 20_000, api: Api = LOCAL) -> None:
     """The end of a job's log."""
@@ -164,7 +177,7 @@ def methods(as_json: AsJson = False, api: Api = LOCAL) -> None:
     """What can be trained with, and each method's settings."""
     page = Client(api).get("/v1/methods")
     if as_json:
-        _print_json(page)
+        print_json(page)
         return
     for method in page["data"]:
         console.print(f"[bold]{method['name']}[/]  {method['summary']}\n  {method['paper']}")
@@ -184,20 +197,16 @@ def _follow(client: Client, job_id: str, as_json: bool) -> None:
 def _ask(job_id: str, operation: str, as_json: bool, api: str) -> None:
     job = Client(api).post(f"/v1/jobs/{job_id}/{operation}")
     if as_json:
-        _print_json(job)
+        print_json(job)
         return
     waits = job["state"] == "running" and operation != "resume"
     console.print(f"{job_id} is {job['state']}{f'; it will {operation} at the next step' if waits else ''}")
 
 
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
-
-
 def main() -> None:
     try:
         app()
-    except (Refused, NoBroker, StackError, submission.BadFile) as error:
+    except (Refused, NoBroker, StackError, submission.BadFile, JobsError) as error:
         Console(stderr=True).print(f"[red]stiefel:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise SystemExit(1) from None
 

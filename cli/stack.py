@@ -75,6 +75,8 @@ class Stack:
         _check_port(self.port)
         self._settings = {k: v for k, v in os.environ.items() if k.startswith("STIEFEL_")} | self.environment
         self._settings["STIEFEL_HOME"] = str(self.home)
+        # It listens on the loopback interface alone.
+        self._settings.setdefault("STIEFEL_AUTH", "off")
         try:
             if "STIEFEL_REDIS_URL" not in self._settings:
                 self._start_broker()

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Float, create_engine, event
+from sqlalchemy import Engine, Float, create_engine, event, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import make_url
@@ -41,6 +41,11 @@ def _now_sqlite(element: Any, compiler: Any, **_: Any) -> str:
 @compiles(now, "postgresql")
 def _now_postgresql(element: Any, compiler: Any, **_: Any) -> str:
     return "extract(epoch from clock_timestamp())::float8"
+
+
+def clock(session: Session) -> float:
+    """The database's own time, Unix seconds."""
+    return session.execute(select(now())).scalar_one()
 
 
 class Database:

@@ -1,10 +1,15 @@
 """What the domain refuses.
 
 JobsError
-├── JobNotFound    no job has this id
-├── UnknownCursor  no job has the id that a page was to begin behind
-├── WrongState     the job's state does not allow the operation
-└── LeaseLost      somebody else may be running this job now: write nothing more
+├── JobNotFound        no job of the caller's has this id
+├── WorkerNotFound     no worker has this name
+├── KeyNotFound        no API key has this id
+├── UnknownCursor      no job has the id that a page was to begin behind
+├── WrongState         the job's state does not allow the operation
+├── IdempotencyReused  the same Idempotency-Key came with another request
+├── QuotaExceeded      the API key has used up what it may use
+├── Forbidden          a file or place lies outside what the installation allows
+└── LeaseLost          somebody else may be running this job now: write nothing more
 """
 
 
@@ -17,6 +22,16 @@ class JobNotFound(JobsError):
         super().__init__(f"there is no job {job_id!r}; GET /v1/jobs lists them")
 
 
+class WorkerNotFound(JobsError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no worker {name!r}; GET /v1/workers lists them")
+
+
+class KeyNotFound(JobsError):
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"there is no API key {key_id!r}; `stiefel keys list` lists them")
+
+
 class UnknownCursor(JobsError):
     def __init__(self, after: str) -> None:
         super().__init__(f"after: there is no job {after!r}; give the last_id of the page before")
@@ -25,6 +40,29 @@ class UnknownCursor(JobsError):
 class WrongState(JobsError):
     def __init__(self, job_id: str, state: str, operation: str, needed: str) -> None:
         super().__init__(f"job {job_id} is {state}: only a {needed} job can be {operation}")
+
+
+class IdempotencyReused(JobsError):
+    def __init__(self, key: str, job_id: str) -> None:
+        super().__init__(
+            f"Idempotency-Key {key!r} belongs to job {job_id}, which was submitted with another body; use a new key"
+        )
+
+
+class QuotaExceeded(JobsError):
+    """`quota` is the name of the limit."""
+
+    def __init__(self, quota: str, used: str, limit: str, remedy: str) -> None:
+        self.quota = quota
+        super().__init__(f"{quota}: this API key uses {used} of {limit}; {remedy}")
+
+
+class Forbidden(JobsError):
+    """`field` is the one to change."""
+
+    def __init__(self, field: str, message: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {message}")
 
 
 class LeaseLost(JobsError):

@@ -7,17 +7,21 @@ stands and the job is running, so a worker that was thought lost and wakes up ag
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from jobs import counters
-from jobs.database import Database, now
+from jobs import counters, failures, keys
+from jobs.database import Database, clock, now
 from jobs.errors import LeaseLost
+from jobs.journal import add_event, announce_later
 from jobs.settings import Settings
-from jobs.states import State
-from jobs.store import add_event, announce_later, clock
-from jobs.tables import Attempt, CheckpointRow, Evaluation, Job, Point
-from trainer import events
+from jobs.states import TERMINAL, State
+from jobs.tables import ApiKey, Attempt, CheckpointRow, Job, Worker
+
+LOST = {
+    "code": "infrastructure",
+    "message": "the worker was not heard of before its lease ran out: it was killed, or its machine or network failed",
+}
 
 
 @dataclass(frozen=True)
@@ -28,112 +32,137 @@ class Lease:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What users want of a running job."""
+    """What is wanted of a running job: by its user, or by a job of higher priority."""
 
-    cancel: bool
-    pause: bool
+    cancel: bool = False
+    pause: bool = False
+    preempt: bool = False
+
+    @property
+    def stop(self) -> bool:
+        return self.cancel or self.pause or self.preempt
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: `succeeded`, `stopped` (because it was asked to) or `failed`."""
+    """How an attempt ended: `succeeded`, `stopped` (because it was asked to) or `failed`.
+
+    `error["code"]` is a class of `jobs.failures`; whether the job is tried again is its own policy's to say.
+    """
 
     kind: str
     exit_code: int | None = None
     error: dict[str, Any] | None = None
-    retryable: bool = False
 
 
-def claim(database: Database, settings: Settings, job_id: str, worker: str) -> Lease | None:
-    """queued → running. None where the job is not queued, or still held back after a failure.
+def claim(
+    database: Database, settings: Settings, job_id: str, worker: str, announced: str | None = None
+) -> Lease | None:
+    """queued → running. None where the job is not queued, is still held back after a failure, its owner may run no
+    more, or the worker is to take no more.
 
-    A job whose worker was lost is not claimed over: the reaper queues it first, and counts the loss.
+    A job whose worker was lost is not claimed over: the reaper queues it first, and counts the loss. Where the worker
+    was rung for another job, `announced`, that one is announced again: someone else may be idle.
     """
     with database.transaction() as session:
-        claimed = (
-            update(Job)
-            .where(Job.id == job_id, Job.state == State.QUEUED, Job.not_before <= now())
-            .values(
-                state=State.RUNNING,
-                fence=Job.fence + 1,
-                worker=worker,
-                lease_expires_at=now() + settings.lease_seconds,
-                error=None,
-            )
-            .returning(Job.fence, Job.queued_at)
-        )
-        row = session.execute(claimed).one_or_none()
-        if row is None:
+        # Held, so that whoever drains the worker waits until this claim is seen.
+        drained = select(Worker.drain_requested_at).where(Worker.name == worker).with_for_update()
+        if session.scalar(drained) is not None:
             return None
-        fence, queued_at = row
-        session.execute(update(Job).where(Job.id == job_id, Job.started_at.is_(None)).values(started_at=now()))
+        job = session.scalar(
+            select(Job)
+            .where(Job.id == job_id, Job.state == State.QUEUED, Job.not_before <= now())
+            .with_for_update(skip_locked=True)
+        )
+        if job is None:
+            return None
+        keys.held(session, job.owner)
+        if not keys.may_run_one_more(session, job.owner):
+            return None
         at = clock(session)
-        counters.observe(database, session, counters.QUEUE_WAIT, at - queued_at)
-        session.add(Attempt(job_id=job_id, fence=fence, worker=worker, started_at=at))
-        add_event(session, job_id, "claimed", None, {"worker": worker, "attempt": fence})
-    return Lease(job_id, fence)
+        job.state, job.fence, job.worker = State.RUNNING, job.fence + 1, worker
+        job.lease_expires_at = at + settings.lease_seconds
+        job.error, job.charged_until = None, at
+        job.started_at = job.started_at or at
+        counters.observe(database, session, counters.QUEUE_WAIT, at - job.queued_at)
+        session.add(Attempt(job_id=job_id, fence=job.fence, worker=worker, started_at=at))
+        add_event(session, job_id, "claimed", None, {"worker": worker, "attempt": job.fence})
+        if announced not in (None, job_id):
+            assert announced is not None
+            if session.scalar(select(Job.state).where(Job.id == announced)) == State.QUEUED:
+                announce_later(session, announced, 0.0)
+        return Lease(job_id, job.fence)
 
 
 def beat(database: Database, settings: Settings, lease: Lease) -> Wishes:
-    """Renew the lease, and see what users want. Raises LeaseLost."""
+    """Renew the lease, account for the device time, and see what is wanted. Raises LeaseLost."""
     with database.transaction() as session:
-        renewed = (
-            update(Job)
-            .where(Job.id == lease.job_id, Job.fence == lease.fence, Job.state == State.RUNNING)
-            .values(lease_expires_at=now() + settings.lease_seconds)
-            .returning(Job.cancel_requested_at, Job.pause_requested_at)
+        job = locked(session, lease)
+        at = clock(session)
+        job.lease_expires_at = at + settings.lease_seconds
+        key = _charge(session, job, at)
+        if key is not None and keys.device_hours_used_up(key) and job.pause_requested_at is None:
+            job.pause_requested_at = at
+            limit = key.max_device_hours
+            add_event(session, job.id, "pause_requested", None, {"reason": f"all {limit:g} device hours are used up"})
+        return Wishes(
+            cancel=job.cancel_requested_at is not None,
+            pause=job.pause_requested_at is not None,
+            preempt=job.preempt_requested_at is not None,
         )
-        row = session.execute(renewed).one_or_none()
-    if row is None:
-        raise LeaseLost(lease.job_id, lease.fence)
-    return Wishes(cancel=row[0] is not None, pause=row[1] is not None)
 
 
-def events_offset(database: Database, lease: Lease) -> int:
-    """Bytes of events.jsonl that are stored already."""
-    with database.reading() as session:
-        return session.scalar(select(Job.events_offset).where(Job.id == lease.job_id)) or 0
-
-
-def record(database: Database, lease: Lease, found: list[tuple[int, events.Event]], offset: int) -> None:
-    """Store events, each given with its offset in events.jsonl, and that the file has been read up to `offset`.
-
-    One commit. What lies before the offset that is stored already is left out, so a batch may be given again after a
-    commit whose answer was lost. Raises LeaseLost.
-    """
+def measured(database: Database, lease: Lease, storage_bytes: int) -> None:
+    """So large is the run directory. Raises LeaseLost."""
     with database.transaction() as session:
-        job = _locked(session, lease)
-        figures = dict(job.figures)
-        for end, event in found:
-            if end > job.events_offset:
-                _apply(database, session, job, event, figures)
-        job.figures = figures
-        job.events_offset = max(offset, job.events_offset)
+        locked(session, lease).storage_bytes = storage_bytes
 
 
-def finish(database: Database, settings: Settings, lease: Lease, outcome: Outcome) -> State:
+def finish(database: Database, lease: Lease, outcome: Outcome) -> State:
     """running → succeeded | failed | queued | cancelled | paused; which, is decided here alone. Raises LeaseLost.
 
-    Stopped without anybody's wish means that the worker is shutting down: the job goes back to the queue and loses no
-    attempt.
+    Stopped without anybody's wish means that the worker is shutting down, or that the job was preempted: it goes back
+    to the queue and loses no attempt.
     """
     with database.transaction() as session:
-        job = _locked(session, lease)
-        failures = job.failures + (outcome.kind == "failed")
-        delay = 0.0
+        job = locked(session, lease)
+        _charge(session, job, clock(session))
+        delay, error = None, outcome.error
         if outcome.kind == "succeeded":
             state = State.SUCCEEDED
         elif outcome.kind == "stopped":
-            state = wished(job, State.QUEUED)
-        elif outcome.retryable and failures < job.max_attempts:
-            state, delay = wished(job, State.QUEUED), settings.backoff_seconds * 2 ** (failures - 1)
+            state, delay = wished(job, State.QUEUED), 0.0
         else:
-            state = wished(job, State.FAILED)
-        leave(database, session, job, state, delay, failures, outcome.error)
-        end_attempt(session, job.id, lease.fence, outcome.kind, outcome.error, outcome.exit_code)
-        if outcome.kind == "failed":
-            reason = (outcome.error or {}).get("code", "unknown")
-            counters.add(database, session, "attempt_failures", reason, 1)
+            error = error or {"code": "unknown", "message": "the attempt failed"}
+            _forget_failures_before_progress(session, job)
+            job.failures += 1
+            again = error["code"] in job.retry_on and job.failures < job.max_attempts
+            state = wished(job, State.QUEUED if again else State.FAILED)
+            delay = failures.backoff(job.backoff_seconds, job.failures)
+            counters.add(database, session, "attempt_failures", error["code"], 1)
+        end_attempt(session, job, outcome.kind, error, outcome.exit_code, state, delay)
+        leave(database, session, job, state, delay or 0.0, error)
+    return state
+
+
+def lose(database: Database, settings: Settings, session: Session, job: Job) -> State:
+    """running → queued | failed | cancelled | paused, because its worker was not heard of in time.
+
+    That spends no attempt of the training's. Only a job that loses its workers again and again without getting on, and
+    so may be what takes them down, is given up after settings.max_losses.
+    """
+    _forget_failures_before_progress(session, job)
+    job.losses += 1
+    error = LOST | {"losses": job.losses}
+    state = wished(job, State.QUEUED if job.losses < settings.max_losses else State.FAILED)
+    # The first loss is nobody's fault: the job goes on at once.
+    delay = failures.backoff(job.backoff_seconds, job.losses - 1) if job.losses > 1 else 0.0
+    end_attempt(session, job, "lost", error, None, state, delay)
+    # The lost worker may wake up: a new fence now, not only at the next claim, makes its writes void.
+    job.fence += 1
+    leave(database, session, job, state, delay, error)
+    counters.add(database, session, "leases_expired", "", 1)
+    counters.add(database, session, "attempt_failures", "infrastructure", 1)
     return state
 
 
@@ -150,41 +179,45 @@ def wished(job: Job, otherwise: State) -> State:
 
 
 def leave(
-    database: Database,
-    session: Session,
-    job: Job,
-    state: State,
-    delay: float,
-    failures: int,
-    error: dict[str, Any] | None,
+    database: Database, session: Session, job: Job, state: State, delay: float, error: dict[str, Any] | None
 ) -> None:
     """running → `state`, by whoever may decide it."""
     at = clock(session)
-    job.state, job.failures, job.lease_expires_at, job.worker = state, failures, None, None
+    job.state, job.lease_expires_at, job.worker, job.charged_until = state, None, None, None
     job.error = error if state in (State.FAILED, State.QUEUED, State.PAUSED) else None
+    job.preempt_requested_at = None
     if state in (State.QUEUED, State.PAUSED):
         job.pause_requested_at = None
     if state == State.QUEUED:
         job.queued_at, job.not_before = at, at + delay
         announce_later(session, job.id, delay)
-    if state in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
+    if state in TERMINAL:
         job.finished_at = at
         counters.add(database, session, "jobs_finished", state, 1)
         counters.observe(database, session, counters.DURATION, at - (job.started_at or at))
     add_event(session, job.id, state, job.step, {"error": error} if error else {})
+    _announce_next_of_owner(session, job)
 
 
 def end_attempt(
-    session: Session, job_id: str, fence: int, outcome: str, error: dict[str, Any] | None, exit_code: int | None
+    session: Session,
+    job: Job,
+    outcome: str,
+    error: dict[str, Any] | None,
+    exit_code: int | None,
+    state: State,
+    delay: float | None,
 ) -> None:
+    """The attempt of the job's fence is over; `state` is what the job becomes, in `delay` seconds if that is queued."""
+    retry_at = clock(session) + (delay or 0.0) if state == State.QUEUED and outcome in ("failed", "lost") else None
     session.execute(
         update(Attempt)
-        .where(Attempt.job_id == job_id, Attempt.fence == fence, Attempt.ended_at.is_(None))
-        .values(ended_at=now(), outcome=outcome, error=error, exit_code=exit_code)
+        .where(Attempt.job_id == job.id, Attempt.fence == job.fence, Attempt.ended_at.is_(None))
+        .values(ended_at=now(), outcome=outcome, error=error, exit_code=exit_code, retry_at=retry_at)
     )
 
 
-def _locked(session: Session, lease: Lease) -> Job:
+def locked(session: Session, lease: Lease) -> Job:
     """The job, held until the transaction ends, if the lease still stands. Raises LeaseLost."""
     job = session.scalar(select(Job).where(Job.id == lease.job_id).with_for_update())
     if job is None or job.fence != lease.fence or job.state != State.RUNNING:
@@ -192,47 +225,31 @@ def _locked(session: Session, lease: Lease) -> Job:
     return job
 
 
-def _apply(database: Database, session: Session, job: Job, event: events.Event, figures: dict[str, Any]) -> None:
-    values = event.model_dump(exclude={"type"})
-    match event:
-        case events.Started():
-            # Whatever an earlier attempt did behind the checkpoint that this one starts from never happened.
-            for table in (Point, Evaluation, CheckpointRow):
-                session.execute(delete(table).where(table.job_id == job.id, table.step > event.step))
-            job.step = event.step
-            figures.pop("preparing", None)
-            kept = ("optimizer_state_bytes", "full_adamw_state_bytes", "device", "parameters", "tokens_per_step")
-            figures |= {key: values[key] for key in kept}
-        case events.Step():
-            _upsert(database, session, Point, job.id, values)
-            job.step = event.step
-            _add_step(figures, event)
-        case events.Evaluated():
-            _upsert(database, session, Evaluation, job.id, values)
-            figures |= {"evaluation_loss": event.loss, "perplexity": event.perplexity}
-        case events.Checkpointed():
-            _upsert(database, session, CheckpointRow, job.id, values)
-        case events.Preparing():
-            figures["preparing"] = event.what
-    # Steps are points; news of how far a preparation has got is of no use afterwards.
-    if not isinstance(event, events.Step) and values.get("done") is None:
-        add_event(session, job.id, event.type, event.step, {k: v for k, v in values.items() if k not in ("at", "step")})
+def _announce_next_of_owner(session: Session, job: Job) -> None:
+    """A job that waited for its owner to have fewer running had its announcement long ago."""
+    key = session.get(ApiKey, job.owner)
+    if key is None or key.max_running is None:
+        return
+    queued = select(Job.id).where(Job.owner == job.owner, Job.state == State.QUEUED, Job.id != job.id)
+    following = session.scalar(queued.order_by(Job.priority.desc(), Job.queued_at).limit(1))
+    if following is not None:
+        announce_later(session, following, 0.0)
 
 
-def _add_step(figures: dict[str, Any], event: events.Step) -> None:
-    """The latest figures of a job, and totals over all that was ever trained, repeated steps included."""
-    before = figures.get("seconds_per_step", event.seconds)
-    figures |= event.model_dump(exclude={"type", "at", "step", "seconds", "projection_seconds"})
-    figures["seconds_per_step"] = 0.9 * before + 0.1 * event.seconds
-    totals = {
-        "tokens_total": figures.get("tokens_per_step", 0),
-        "projection_seconds_total": event.projection_seconds,
-        "step_seconds_total": event.seconds,
-    }
-    for key, amount in totals.items():
-        figures[key] = figures.get(key, 0) + amount
+def _charge(session: Session, job: Job, at: float) -> ApiKey | None:
+    """Account for the device time since the last call; the owner's key, where there is one."""
+    key = keys.held(session, job.owner)
+    seconds = max(0.0, at - (job.charged_until or at)) * job.devices
+    job.charged_until = at
+    job.device_seconds += seconds
+    if key is not None:
+        key.device_seconds += seconds
+    return key
 
 
-def _upsert(database: Database, session: Session, table: Any, job_id: str, values: dict[str, Any]) -> None:
-    statement = database.insert(table).values(job_id=job_id, **values)
-    session.execute(statement.on_conflict_do_update(index_elements=["job_id", "step"], set_=values))
+def _forget_failures_before_progress(session: Session, job: Job) -> None:
+    """Failures count in a row: those before the newest checkpoint are over."""
+    newest = session.scalar(select(func.max(CheckpointRow.step)).where(CheckpointRow.job_id == job.id)) or 0
+    if newest > job.failed_step:
+        job.failures = job.losses = 0
+        job.failed_step = newest

@@ -7,7 +7,7 @@ import threading
 
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from jobs import upkeep
+from jobs import schedule, upkeep, workers
 from jobs.database import Database
 from jobs.queue import BROKER_ERRORS, Doorbell
 from jobs.settings import Settings
@@ -22,9 +22,13 @@ def run(settings: Settings, stop: threading.Event) -> None:
         try:
             if requeued := upkeep.requeue_lost(database, settings):
                 log.warning("%d jobs of lost workers are queued again or ended", requeued)
-            if again := upkeep.announce_again(database, settings, doorbell.waiting()):
+            if settings.preemption and (preempted := schedule.preempt(database, settings)):
+                log.info("%d jobs make room for others", preempted)
+            waiting = doorbell.waiting(upkeep.queues(database, settings))
+            if again := upkeep.announce_again(database, settings, waiting):
                 log.info("%d jobs are announced again", again)
-            upkeep.publish_due(database, doorbell.ring)
+            upkeep.publish_due(database, settings, doorbell.ring)
+            workers.forget(database)
         except OperationalError as error:
             log.warning("the database cannot be asked: %s", error.orig)
         except BROKER_ERRORS as error:

@@ -4,9 +4,32 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from jobs.failures import RETRIED_BY_DEFAULT, FailureClass
 from trainer.config import DirectoryModel, JsonlDataset, TextDataset, TrainingSpec, refuse
+
+# Of a request, what is not the trainer's.
+_OURS = {"name", "metadata", "priority", "retry"}
+
+
+class RetryPolicy(BaseModel):
+    """What becomes of an attempt that failed. A worker that shuts down or a preemption spends no attempt."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    max_attempts: int | None = Field(
+        default=None, ge=1, le=1000, description="attempts in all; default: the installation's"
+    )
+    on: tuple[FailureClass, ...] = Field(
+        default=RETRIED_BY_DEFAULT, description="classes of failure after which the job is tried again"
+    )
+    backoff_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        le=3600,
+        description="before the second attempt; doubles with each, up to an hour; default: the installation's",
+    )
 
 
 class JobRequest(TrainingSpec):
@@ -17,6 +40,13 @@ class JobRequest(TrainingSpec):
         Annotated[str, StringConstraints(min_length=1, max_length=64)],
         Annotated[str, StringConstraints(max_length=512)],
     ] = Field(default={}, max_length=16, description="up to 16 pairs of your own")
+    priority: int = Field(
+        default=0,
+        ge=-100,
+        le=100,
+        description="higher first; of equal ones whose owner has fewest running, then oldest",
+    )
+    retry: RetryPolicy = RetryPolicy()
 
     @model_validator(mode="before")
     @classmethod
@@ -53,4 +83,4 @@ class JobRequest(TrainingSpec):
         return self
 
     def spec(self) -> TrainingSpec:
-        return TrainingSpec.model_validate(self.model_dump(exclude={"name", "metadata"}))
+        return TrainingSpec.model_validate(self.model_dump(exclude=_OURS))

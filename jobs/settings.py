@@ -2,6 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,10 +14,22 @@ class Settings(BaseSettings):
     home: Path = Field(default=Path(".stiefel"), description="run directories, locks, and the SQLite file")
     database_url: str = Field(default="", description="SQLAlchemy URL; default: a SQLite file in home")
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="the broker")
-    queue: str = Field(default="stiefel", description="name of the Celery queue")
+    queue: str = Field(default="stiefel", description="what the names of the Celery queues begin with")
 
-    gpus: str = Field(default="", description="the worker's GPUs as CUDA_VISIBLE_DEVICES has them; empty: all, or CPU")
-    worker: str = Field(default="", description="the worker's name; default: host and GPUs")
+    gpus: str = Field(
+        default="",
+        description="the worker's GPUs as CUDA_VISIBLE_DEVICES has them; default: all that the driver lists; none: CPU",
+    )
+    cpu_slots: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="ranks at a time, of a worker without GPUs; default: its cores, 2 or more",
+    )
+    worker: str = Field(default="", description="the worker's name; default: host and devices")
+    trust_remote_code: bool = Field(
+        default=False, description="let models and tokenisers bring Python code of their own, which trainers then run"
+    )
 
     lease_seconds: float = Field(
         default=60, gt=0, description="a worker that has not been heard of for so long is lost"
@@ -28,11 +41,45 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(default=120, gt=0, description="from a stop request to SIGKILL")
     upkeep_seconds: float = Field(default=2, gt=0, description="the reaper looks this often")
     reannounce_seconds: float = Field(default=60, gt=0, description="a job queued for so long is announced again")
-    max_attempts: int = Field(default=3, ge=1, description="attempts of a job that ends in a retryable failure")
-    backoff_seconds: float = Field(default=5, ge=0, description="before the second attempt; doubles with each")
+    max_attempts: int = Field(
+        default=3, ge=1, description="failures in a row, without a new checkpoint, that end a job"
+    )
+    max_losses: int = Field(
+        default=10, ge=1, description="workers lost in a row, likewise: it may be what takes them down"
+    )
+    backoff_seconds: float = Field(default=5, ge=0, le=3600, description="before the second attempt; doubles with each")
+    preemption: bool = Field(
+        default=False, description="a job may stop one of lower priority, which checkpoints and is queued again"
+    )
+    largest_job: int | None = Field(
+        default=None, ge=1, description="refuse jobs of more devices; default: they wait for a worker that fits"
+    )
     check_files: bool = Field(
         default=True, description="the API sees the trainers' files and checks them on submission"
     )
+
+    auth: Literal["on", "off"] = Field(
+        default="on", description="whether the API asks for API keys; without, it answers this machine alone"
+    )
+    open_metrics: bool = Field(default=False, description="/metrics asks for no API key")
+    requests_per_minute: int = Field(default=600, ge=1, description="of one API key, to one API process")
+    failed_keys_per_minute: int = Field(default=30, ge=1, description="wrong API keys of one address, likewise")
+    max_body_bytes: int = Field(default=2**20, ge=1024, description="largest body of a request")
+    readable: str = Field(
+        default="",
+        description="directories, separated by ':', that jobs may name files, models and tokenisers in; *: any; "
+        "default: any without API keys, none with them",
+    )
+    writable: str = Field(
+        default="",
+        description="directories and URLs, separated by spaces, below which jobs may have checkpoints and NVMe files "
+        "besides their run directories; *: any; default: any without API keys, none with them",
+    )
+
+    @property
+    def worker_timeout(self) -> float:
+        """A worker that has not been seen for so many seconds is away."""
+        return 3 * self.beat_seconds + 2
 
     @cached_property
     def url(self) -> str:

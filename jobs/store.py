@@ -1,59 +1,30 @@
-"""Jobs as a user sees them: submit, look, and ask for something. What a worker writes is in `jobs.lease`."""
+"""Jobs as a user sees them. They are made in `jobs.submission`, changed in `jobs.wishes` and `jobs.lease`."""
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
-from jobs import counters
-from jobs.database import Database, now
-from jobs.errors import JobNotFound, UnknownCursor, WrongState
-from jobs.requests import JobRequest
-from jobs.settings import Settings
-from jobs.states import TERMINAL, State
-from jobs.tables import Attempt, CheckpointRow, Evaluation, Job, JobEvent, Outbox, Point
+from jobs.database import Database
+from jobs.errors import JobNotFound, UnknownCursor
+from jobs.states import State
+from jobs.tables import Attempt, CheckpointRow, Evaluation, Job, JobEvent, Point
 
 
-def create(database: Database, settings: Settings, request: JobRequest) -> Job:
-    """∅ → queued. The job and its announcement in one commit; nothing is published yet."""
-    spec = request.spec()
-    job_id = f"job-{secrets.token_hex(10)}"
-    with database.transaction() as session:
-        at = clock(session)
-        assert spec.optimisation.steps is not None
-        job = Job(
-            id=job_id,
-            name=request.name,
-            user_metadata=request.metadata,
-            spec=spec.model_dump(mode="json"),
-            method=spec.method.name,
-            state=State.QUEUED,
-            created_at=at,
-            queued_at=at,
-            max_attempts=settings.max_attempts,
-            steps=spec.optimisation.steps,
-            figures={},
-            run_directory=str(settings.runs / job_id),
-        )
-        session.add(job)
-        session.flush()
-        session.add(Outbox(job_id=job_id, due_at=at))
-        add_event(session, job_id, "queued", None, {})
-    return job
+def get(database: Database, job_id: str, of: str | None = None) -> Job:
+    """`of`: whose jobs the caller sees, None for everybody's; somebody else's is as if it were not there.
 
-
-def get(database: Database, job_id: str) -> Job:
-    """Raises JobNotFound."""
+    Raises JobNotFound.
+    """
     with database.reading() as session:
-        return _get(session, job_id)
+        return _get(session, job_id, of)
 
 
-def _get(session: Session, job_id: str) -> Job:
+def _get(session: Session, job_id: str, of: str | None = None) -> Job:
     job = session.get(Job, job_id)
-    if job is None:
+    if job is None or of not in (None, job.owner):
         raise JobNotFound(job_id)
     return job
 
@@ -68,10 +39,17 @@ class Page(Generic[T]):
 
 
 def list_jobs(
-    database: Database, state: State | None = None, method: str | None = None, after: str | None = None, limit: int = 20
+    database: Database,
+    of: str | None = None,
+    state: State | None = None,
+    method: str | None = None,
+    after: str | None = None,
+    limit: int = 20,
 ) -> Page[Job]:
     """Newest first. `after` is the id of the last job of the page before; raises UnknownCursor for an unknown one."""
     query = select(Job).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit + 1)
+    if of is not None:
+        query = query.where(Job.owner == of)
     if state is not None:
         query = query.where(Job.state == state)
     if method is not None:
@@ -79,7 +57,7 @@ def list_jobs(
     with database.reading() as session:
         if after is not None:
             last = session.get(Job, after)
-            if last is None:
+            if last is None or of not in (None, last.owner):
                 raise UnknownCursor(after)
             query = query.where(tuple_(Job.created_at, Job.id) < (last.created_at, last.id))
         jobs = session.scalars(query).all()
@@ -128,78 +106,3 @@ def checkpoints(database: Database, job_id: str) -> Sequence[CheckpointRow]:
     with database.reading() as session:
         _get(session, job_id)
         return session.scalars(query).all()
-
-
-def request_cancel(database: Database, job_id: str) -> Job:
-    """queued, paused → cancelled; running: noted, and obeyed at the next step boundary.
-
-    Asked twice, or of a job that is cancelled already, it changes nothing. Raises WrongState where the job has ended
-    otherwise.
-    """
-    with database.transaction() as session:
-        job = _locked(session, job_id)
-        if job.state in (State.QUEUED, State.PAUSED):
-            job.cancel_requested_at = job.finished_at = clock(session)
-            job.state = State.CANCELLED
-            add_event(session, job_id, "cancelled", None, {})
-            counters.add(database, session, "jobs_finished", State.CANCELLED, 1)
-        elif job.state == State.RUNNING and job.cancel_requested_at is None:
-            job.cancel_requested_at = clock(session)
-            add_event(session, job_id, "cancel_requested", None, {})
-        elif job.state in TERMINAL and job.state != State.CANCELLED:
-            raise WrongState(job_id, job.state, "cancelled", "queued, running or paused")
-    return job
-
-
-def request_pause(database: Database, job_id: str) -> Job:
-    """queued → paused; running: noted, and obeyed at the next step boundary. Asked twice, it changes nothing."""
-    with database.transaction() as session:
-        job = _locked(session, job_id)
-        if job.state in TERMINAL:
-            raise WrongState(job_id, job.state, "paused", "queued or running")
-        if job.state == State.QUEUED:
-            job.state = State.PAUSED
-            add_event(session, job_id, "paused", None, {})
-        elif job.state == State.RUNNING and job.pause_requested_at is None:
-            job.pause_requested_at = clock(session)
-            add_event(session, job_id, "pause_requested", None, {})
-    return job
-
-
-def resume(database: Database, job_id: str) -> Job:
-    """paused → queued. Of a job that is queued or running already, it changes nothing but a wish to pause."""
-    with database.transaction() as session:
-        job = _locked(session, job_id)
-        if job.state in TERMINAL:
-            raise WrongState(job_id, job.state, "resumed", "paused")
-        job.pause_requested_at = None
-        if job.state == State.PAUSED:
-            job.state, job.queued_at, job.not_before = State.QUEUED, clock(session), 0.0
-            announce_later(session, job_id, 0.0)
-            add_event(session, job_id, "queued", None, {})
-    return job
-
-
-def _locked(session: Session, job_id: str) -> Job:
-    """The job, held until the transaction ends: between a look and a change nobody else may change it."""
-    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
-    if job is None:
-        raise JobNotFound(job_id)
-    return job
-
-
-# ------------------------------------------------------------------------------------- for the modules beside this one
-
-
-def add_event(session: Session, job_id: str, kind: str, step: int | None, data: dict[str, Any]) -> None:
-    session.add(JobEvent(job_id=job_id, at=clock(session), type=kind, step=step, data=data))
-
-
-def announce_later(session: Session, job_id: str, delay: float) -> None:
-    """Into the outbox, due in `delay` seconds."""
-    session.add(Outbox(job_id=job_id, due_at=clock(session) + delay))
-
-
-def clock(session: Session) -> float:
-    """The database's own time, Unix seconds."""
-    return session.execute(select(now())).scalar_one()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -11,6 +11,7 @@ class Base(DeclarativeBase):
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
             "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
             "pk": "pk_%(table_name)s",
         }
     )
@@ -21,14 +22,26 @@ class Job(Base):
     """What was asked for, where it stands, and who may write for it."""
 
     __tablename__ = "jobs"
-    __table_args__ = (Index(None, "state", "method"), Index(None, "created_at", "id"))
+    __table_args__ = (
+        Index(None, "state", "method"),
+        Index(None, "created_at", "id"),
+        Index(None, "owner", "state"),
+        UniqueConstraint("owner", "idempotency_key"),
+    )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(40), server_default="")  # an API key's id; empty without API keys
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    request_hash: Mapped[str | None] = mapped_column(String(64))  # SHA-256 of what was asked for under that key
     name: Mapped[str | None]
     user_metadata: Mapped[dict[str, Any]] = mapped_column("metadata")
     spec: Mapped[dict[str, Any]]
     method: Mapped[str] = mapped_column(String(40))
     state: Mapped[str] = mapped_column(String(16))
+
+    priority: Mapped[int] = mapped_column(server_default="0")  # higher first
+    device: Mapped[str] = mapped_column(String(8), server_default="any")  # any, gpu, cpu
+    devices: Mapped[int] = mapped_column(server_default="1")  # of one host
 
     created_at: Mapped[float]
     queued_at: Mapped[float]  # last became queued
@@ -39,13 +52,23 @@ class Job(Base):
 
     cancel_requested_at: Mapped[float | None]
     pause_requested_at: Mapped[float | None]
+    preempt_requested_at: Mapped[float | None]  # a job of higher priority needs its devices
 
     # The lease: (id, fence) is the right to write. A new claim makes the old fence void.
     fence: Mapped[int] = mapped_column(default=0)
     lease_expires_at: Mapped[float | None]
     worker: Mapped[str | None]
-    failures: Mapped[int] = mapped_column(default=0)  # attempts that count against the limit
+    # Since the last attempt that left a new checkpoint: failures of the training, and workers that were lost.
+    failures: Mapped[int] = mapped_column(default=0)
+    losses: Mapped[int] = mapped_column(server_default="0")
+    failed_step: Mapped[int] = mapped_column(server_default="0")  # of the newest checkpoint, when either last happened
     max_attempts: Mapped[int]
+    retry_on: Mapped[list[str]] = mapped_column(JSON)  # classes of failure
+    backoff_seconds: Mapped[float] = mapped_column(server_default="5")
+
+    charged_until: Mapped[float | None]  # device time is accounted for up to here, while it runs
+    device_seconds: Mapped[float] = mapped_column(server_default="0")
+    storage_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")  # of the run directory, lately
 
     step: Mapped[int] = mapped_column(default=0)
     steps: Mapped[int]
@@ -68,6 +91,7 @@ class Attempt(Base):
     outcome: Mapped[str | None] = mapped_column(String(16))  # succeeded, failed, stopped, lost
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     exit_code: Mapped[int | None]  # negative: the signal
+    retry_at: Mapped[float | None]  # of a failed one: the job is tried again, not before then
 
 
 class Outbox(Base):
@@ -147,8 +171,38 @@ class Worker(Base):
     __tablename__ = "workers"
 
     name: Mapped[str] = mapped_column(primary_key=True)
-    gpus: Mapped[str]
+    host: Mapped[str] = mapped_column(server_default="")
+    version: Mapped[str] = mapped_column(String(40), server_default="")
+    device: Mapped[str] = mapped_column(String(8), server_default="cpu")  # gpu or cpu
+    devices: Mapped[int] = mapped_column(server_default="1")
+    gpus: Mapped[str]  # their names, as CUDA_VISIBLE_DEVICES has them
+    registered_at: Mapped[float] = mapped_column(server_default="0")
     seen_at: Mapped[float]
+    left_at: Mapped[float | None]  # said goodbye
+    drain_requested_at: Mapped[float | None]  # takes no new job
+
+
+class ApiKey(Base):
+    """Who may ask, for what, and how much of it. Never removed: jobs go on belonging to a revoked one."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str]
+    secret_hash: Mapped[str] = mapped_column(
+        String(64)
+    )  # SHA-256 of 256 random bits: nothing to guess, nothing to salt
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    created_at: Mapped[float]
+    revoked_at: Mapped[float | None]
+    last_used_at: Mapped[float | None]
+
+    # Quotas; none: without limit.
+    max_queued: Mapped[int | None]
+    max_running: Mapped[int | None]
+    max_device_hours: Mapped[float | None]
+    max_storage_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    device_seconds: Mapped[float] = mapped_column(default=0.0)  # used so far, by all its jobs, deleted ones included
 
 
 class Counter(Base):

@@ -3,40 +3,38 @@
 Every function is one small transaction that finds its own work, so it does not matter how many processes call it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 
-from jobs import counters
-from jobs.database import Database, now
-from jobs.lease import end_attempt, leave, wished
+from jobs import lease as leases
+from jobs.database import Database, clock, now
+from jobs.journal import announce_later
+from jobs.queue import queue_of
 from jobs.settings import Settings
 from jobs.states import State
-from jobs.store import clock
-from jobs.tables import Job, Outbox, Worker
+from jobs.tables import Job, Outbox
 
 # How many rows one call takes on: the rest is there at the next one.
 _AT_ONCE = 100
 
-LOST = {
-    "code": "infrastructure",
-    "message": "the worker was not heard of before its lease ran out: it was killed, or its machine or network failed",
-}
 
-
-def publish_due(database: Database, publish: Callable[[str], None], job_id: str | None = None) -> int:
-    """Publish what is due in the outbox, of one job or of all; returns how many.
+def publish_due(
+    database: Database, settings: Settings, publish: Callable[[str, str], None], job_id: str | None = None
+) -> int:
+    """Publish (queue, job id) of what is due in the outbox, of one job or of all; returns how many.
 
     A row is deleted only after the broker has taken its message: published twice is harmless, not at all is not.
     Whatever `publish` raises passes through, and the row stays.
     """
-    query = select(Outbox).where(Outbox.due_at <= now()).order_by(Outbox.id).limit(_AT_ONCE)
+    query = select(Outbox, Job.device, Job.devices).join(Job, Job.id == Outbox.job_id)
+    query = query.where(Outbox.due_at <= now()).order_by(Outbox.id).limit(_AT_ONCE)
     if job_id is not None:
         query = query.where(Outbox.job_id == job_id)
     with database.reading() as session:
-        due = session.scalars(query).all()
-    for row in due:
-        publish(row.job_id)
+        due = session.execute(query).all()
+    for row, device, devices in due:
+        publish(queue_of(settings, device, devices), row.job_id)
         with database.transaction() as session:
             session.execute(delete(Outbox).where(Outbox.id == row.id))
             session.execute(update(Job).where(Job.id == row.job_id).values(announced_at=now()))
@@ -54,53 +52,53 @@ def requeue_lost(database: Database, settings: Settings) -> int:
     with database.transaction() as session:
         jobs = session.scalars(lost).all()
         for job in jobs:
-            failures = job.failures + 1
-            end_attempt(session, job.id, job.fence, "lost", LOST, None)
-            counters.add(database, session, "leases_expired", "", 1)
-            counters.add(database, session, "attempt_failures", "infrastructure", 1)
-            # The lost worker may wake up: a new fence now, not only at the next claim, makes its writes void.
-            job.fence += 1
-            state = wished(job, State.QUEUED if failures < job.max_attempts else State.FAILED)
-            leave(database, session, job, state, 0.0, failures, LOST)
+            leases.lose(database, settings, session, job)
     return len(jobs)
 
 
-def announce_again(database: Database, settings: Settings, waiting_messages: int) -> int:
+def announce_soon(database: Database, settings: Settings, job_id: str) -> None:
+    """A worker that was rung for a job leaves it to others: they are told, where it still waits."""
+    with database.transaction() as session:
+        waits = session.scalar(select(Job.id).where(Job.id == job_id, Job.state == State.QUEUED))
+        pending = session.scalar(select(Outbox.id).where(Outbox.job_id == job_id))
+        if waits is not None and pending is None:
+            announce_later(session, job_id, settings.upkeep_seconds)
+
+
+def queues(database: Database, settings: Settings) -> dict[str, int]:
+    """How many jobs could be claimed from each queue that has any."""
+    query = select(Job.device, Job.devices, func.count()).where(_claimable()).group_by(Job.device, Job.devices)
+    with database.reading() as session:
+        rows = session.execute(query).all()
+    return {queue_of(settings, device, devices): number for device, devices, number in rows}
+
+
+def announce_again(database: Database, settings: Settings, waiting: Mapping[str, int]) -> int:
     """Put queued jobs whose announcement is old back into the outbox; returns how many.
 
-    Not while the broker holds at least as many messages as there are queued jobs: then the workers are merely busy.
+    Not those of a queue in which the broker holds at least as many messages (`waiting`) as there are jobs: then the
+    workers are merely busy, or none fits.
     """
-    claimable = (Job.state == State.QUEUED) & (Job.not_before <= now())
-    with database.transaction() as session:
-        queued = session.scalar(select(func.count()).select_from(Job).where(claimable)) or 0
-        if waiting_messages >= queued:
-            return 0
-        stale = (
-            select(Job.id)
-            .where(
-                claimable,
-                Job.queued_at < now() - settings.reannounce_seconds,
-                func.coalesce(Job.announced_at, 0.0) < now() - settings.reannounce_seconds,
-                ~select(Outbox.id).where(Outbox.job_id == Job.id).exists(),
-            )
-            .order_by(Job.queued_at)
-            .limit(_AT_ONCE)
+    forgotten = {queue for queue, jobs in queues(database, settings).items() if waiting.get(queue, 0) < jobs}
+    if not forgotten:
+        return 0
+    stale = (
+        select(Job)
+        .where(
+            _claimable(),
+            Job.queued_at < now() - settings.reannounce_seconds,
+            func.coalesce(Job.announced_at, 0.0) < now() - settings.reannounce_seconds,
+            ~select(Outbox.id).where(Outbox.job_id == Job.id).exists(),
         )
-        found = session.scalars(stale).all()
+        .order_by(Job.queued_at)
+        .limit(_AT_ONCE)
+    )
+    with database.transaction() as session:
         at = clock(session)
-        session.add_all(Outbox(job_id=job_id, due_at=at) for job_id in found)
+        found = [j for j in session.scalars(stale).all() if queue_of(settings, j.device, j.devices) in forgotten]
+        session.add_all(Outbox(job_id=job.id, due_at=at) for job in found)
     return len(found)
 
 
-def worker_seen(database: Database, name: str, gpus: str) -> None:
-    """A worker says that it is there."""
-    with database.transaction() as session:
-        statement = database.insert(Worker).values(name=name, gpus=gpus, seen_at=now())
-        update_row = {"gpus": gpus, "seen_at": now()}
-        session.execute(statement.on_conflict_do_update(index_elements=["name"], set_=update_row))
-
-
-def worker_gone(database: Database, name: str) -> None:
-    """A worker says goodbye."""
-    with database.transaction() as session:
-        session.execute(delete(Worker).where(Worker.name == name))
+def _claimable() -> ColumnElement[bool]:
+    return (Job.state == State.QUEUED) & (Job.not_before <= now())

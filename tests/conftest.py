@@ -105,7 +105,11 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def settings(tmp_path: Path, database_url: str) -> Settings:
     """Of an installation whose broker cannot be reached."""
     return Settings(
-        home=tmp_path, database_url=database_url, redis_url=f"redis://127.0.0.1:{free_port()}/0", lease_seconds=30
+        home=tmp_path,
+        database_url=database_url,
+        redis_url=f"redis://127.0.0.1:{free_port()}/0",
+        lease_seconds=30,
+        auth="off",
     )
 
 

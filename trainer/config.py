@@ -228,6 +228,9 @@ class CheckpointSpec(_Strict):
     def _is_url(cls, url: str | None) -> str | None:
         if url is not None and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^\s]+", url):
             raise refuse("checkpoints.url", f"{url!r} is no URL; write it as s3://bucket/path, or leave it out")
+        if url is not None and ("::" in url or "@" in url.partition("://")[2].partition("/")[0]):
+            # A spec is shown to whoever sees the job; and of chained file systems each would have to be allowed.
+            raise refuse("checkpoints.url", "holds credentials or a chain of file systems; give the worker the former")
         return url
 
 

@@ -5,11 +5,15 @@
     ├── DataError         the dataset is missing, unreadable or too short
     ├── CheckpointError   a checkpoint is missing, incomplete or damaged
     ├── DivergenceError   the loss or the gradient is no longer a number
-    ├── OutOfMemoryError  the device or the host has no memory left
+    ├── OutOfMemoryError  the device has no memory left
+    │   └── HostOutOfMemoryError  the host has none
+    ├── InfrastructureError   the disk is full or cannot be written, the hub cannot be reached: a later try may do
     └── HostGoneError     one of several hosts goes away: the others start again without it, or with another
 
-Everything else is `Unknown`. The name travels in the `failed` event and decides whether a retry makes sense.
+Everything else is `unknown`. The name travels in the `failed` event and decides whether a retry makes sense.
 """
+
+import errno
 
 
 class TrainerError(Exception):
@@ -45,9 +49,19 @@ class DivergenceError(TrainerError):
 
 
 class OutOfMemoryError(TrainerError):
-    name = "out_of_memory"
+    name = "out_of_memory_device"
     exit_code = 68
     retryable = False
+
+
+class HostOutOfMemoryError(OutOfMemoryError):
+    name = "out_of_memory_host"
+    exit_code = 71
+
+
+class InfrastructureError(TrainerError):
+    name = "infrastructure"
+    exit_code = 72
 
 
 class HostGoneError(TrainerError):
@@ -55,7 +69,16 @@ class HostGoneError(TrainerError):
     exit_code = 69
 
 
-LEAVES = (SpecError, DataError, CheckpointError, DivergenceError, OutOfMemoryError, HostGoneError)
+LEAVES = (
+    SpecError,
+    DataError,
+    CheckpointError,
+    DivergenceError,
+    OutOfMemoryError,
+    HostOutOfMemoryError,
+    InfrastructureError,
+    HostGoneError,
+)
 
 
 def leaf_of_exit_code(code: int) -> type[TrainerError]:
@@ -79,9 +102,16 @@ def unloadable(field: str, source: str, error: BaseException) -> TrainerError:
             "ConnectError",
             "TimeoutException",
         ):
-            return TrainerError(message)
+            return InfrastructureError(message)
         cause = cause.__cause__ or cause.__context__
     return SpecError(message)
+
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+# torch raises its own OutOfMemoryError on a device and a plain RuntimeError ("can't allocate memory") on the host.
+# Libraries on the device say it in words of their own.
+_DEVICE_IS_FULL = ("out of memory", "ALLOC_FAILED")
+_SMALLER = "Use a smaller micro_batch, a higher ZeRO stage, or offload."
 
 
 def classify(error: BaseException) -> TrainerError:
@@ -89,12 +119,12 @@ def classify(error: BaseException) -> TrainerError:
     if isinstance(error, TrainerError):
         return error
     text = f"{type(error).__name__}: {error}"
-    # torch raises its own OutOfMemoryError on a device and a plain RuntimeError ("can't allocate memory") on the host.
-    # Libraries on the device say it in words of their own.
-    words = ("allocate memory", "out of memory", "ALLOC_FAILED")
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or any(w in text for w in words):
-        leaf: TrainerError = OutOfMemoryError(f"{text}. Use a smaller micro_batch, a higher ZeRO stage, or offload.")
-    else:
-        leaf = TrainerError(text)
+    leaf = TrainerError(text)
+    if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+        leaf = InfrastructureError(f"{text}. Free space on it, or let it be written, then try again.")
+    elif "OutOfMemory" in type(error).__name__ or any(words in text for words in _DEVICE_IS_FULL):
+        leaf = OutOfMemoryError(f"{text}. {_SMALLER}")
+    elif isinstance(error, MemoryError) or "allocate memory" in text:
+        leaf = HostOutOfMemoryError(f"{text}. {_SMALLER}")
     leaf.__cause__ = error
     return leaf

@@ -1,6 +1,7 @@
 """Where a run trains: hosts, and ranks on each. Imports no torch."""
 
 import math
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,6 +16,7 @@ class Resources(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     processes: int = Field(default=1, ge=1, le=1024, description="ranks on one host: one per GPU, or CPU processes")
+    device: Literal["any", "gpu", "cpu"] = Field(default="any", description="what the ranks run on; any: GPUs if seen")
     hosts: int = Field(default=1, ge=1, le=1024, description="hosts, each with that many ranks")
     min_hosts: int | None = Field(default=None, ge=1, description="the run goes on with so few hosts; default: hosts")
 

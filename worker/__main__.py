@@ -2,7 +2,7 @@
 
 import argparse
 
-from worker.tasks import app, name, settings
+from worker.tasks import app, card, queues
 
 
 def main() -> None:
@@ -15,8 +15,8 @@ def main() -> None:
     arguments = parser.parse_args()
     app.worker_main(
         [
-            *("worker", "--pool", "prefork", "--concurrency", "1", "--queues", settings.queue),
-            *("--hostname", f"stiefel@{name}", "--loglevel", arguments.log_level),
+            *("worker", "--pool", "prefork", "--concurrency", "1", "--queues", ",".join(queues)),
+            *("--hostname", f"stiefel@{card.name}", "--loglevel", arguments.log_level),
             *("--without-gossip", "--without-mingle"),
         ]
     )

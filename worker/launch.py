@@ -5,16 +5,22 @@ import fcntl
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jobs import access
 from jobs.settings import Settings
 from jobs.tables import Job
+from jobs.workers import Card
 from trainer.config import TrainingSpec
 from trainer.rundir import RunDir
+from worker.devices import environment
+
+_OURS = "STIEFEL_"
+_SECRETS = ("PGPASSWORD", "CELERY_BROKER_URL")
 
 
 @dataclass
@@ -48,11 +54,16 @@ class Locks:
         self.descriptors.clear()
 
 
-def locks_of(settings: Settings, worker: str, run_directory: str) -> Locks:
-    """One lock per GPU of this host (without named GPUs: on the worker's name), and one on the run directory."""
-    slots = [f"gpu-{index.strip()}" for index in settings.gpus.split(",")] if settings.gpus else [f"worker-{worker}"]
-    names = sorted(re.sub(r"[^A-Za-z0-9.-]", "_", f"{socket.gethostname()}-{slot}") for slot in slots)
-    return Locks([*(settings.locks / f"{name}.lock" for name in names), Path(run_directory) / "lock"])
+def device_locks(settings: Settings, card: Card) -> Locks:
+    """One for each GPU of this host that the worker has; without GPUs one on its name."""
+    slots = [f"gpu-{index}" for index in card.gpus] or [f"worker-{card.name}"]
+    names = sorted(re.sub(r"[^A-Za-z0-9.-]", "_", f"{card.host}-{slot}") for slot in slots)
+    return Locks([settings.locks / f"{name}.lock" for name in names])
+
+
+def run_lock(run_directory: str) -> Locks:
+    """The one on a job's run directory."""
+    return Locks([Path(run_directory) / "lock"])
 
 
 @dataclass
@@ -80,19 +91,30 @@ def prepare(job: Job) -> RunDir:
     return rundir
 
 
-def start(rundir: RunDir, settings: Settings, locks: Locks) -> Trainer:
-    """`python -m trainer run` in a session of its own, which ends with a checkpoint if this process dies."""
-    environment = os.environ | {"STIEFEL_PARENT_PID": str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-    if settings.gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = settings.gpus
+def start(rundir: RunDir, settings: Settings, card: Card, job: Job, descriptors: Sequence[int]) -> Trainer:
+    """`python -m trainer run` in a session of its own, which ends with a checkpoint if this process dies.
+
+    It inherits `descriptors`, and of this process's environment all but what is the service's own.
+    """
     with rundir.log.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "trainer", "run", str(rundir.root)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=_environment(settings, card, job),
             start_new_session=True,
-            pass_fds=tuple(locks.descriptors),
+            pass_fds=tuple(descriptors),
         )
     return Trainer(process)
+
+
+def _environment(settings: Settings, card: Card, job: Job) -> dict[str, str]:
+    """A trainer may run code that comes with a model: it shall not find the way to the database there."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(_OURS) and k not in _SECRETS}
+    return (
+        inherited
+        | {"STIEFEL_PARENT_PID": str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+        | environment(card.gpus, job.devices, card.device)
+        | access.of(settings).environment()
+    )

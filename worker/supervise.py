@@ -5,78 +5,125 @@ the lease has passed is the trainer asked to checkpoint and end, and when all of
 somebody else may start the same job.
 """
 
+import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
 from jobs import lease as leases
-from jobs import store
+from jobs import reports, schedule, upkeep, workers
 from jobs.database import Database
 from jobs.errors import LeaseLost
 from jobs.lease import Lease, Outcome, Wishes
 from jobs.settings import Settings
 from jobs.tables import Job
+from jobs.workers import Card
 from trainer.events import Event, read_from
 from trainer.rundir import RunDir
-from worker.launch import Locks, Trainer, locks_of, prepare, start
+from worker.kernel import out_of_memory_kills
+from worker.launch import Locks, Trainer, device_locks, prepare, run_lock, start
 from worker.outcome import outcome_of
 
 log = logging.getLogger("stiefel.worker")
 
+# How large the run directory is, is looked at this often.
+_SECONDS_BETWEEN_MEASUREMENTS = 60.0
 Answer = TypeVar("Answer")
 
 
-def run_job(database: Database, settings: Settings, worker: str, job_id: str, shutdown: Callable[[], bool]) -> None:
-    """Claim the job and see it through; nothing happens if it is not to be claimed.
+def run_next(database: Database, settings: Settings, card: Card, announced: str, shutdown: Callable[[], bool]) -> None:
+    """Claim the job that is next for this worker and see it through; nothing happens if there is none.
 
+    `announced` is the job that the worker was rung for: somebody is rung for it again where it is left to others.
     `shutdown` says whether this worker is to end: the trainer then checkpoints and the job goes back to the queue.
     """
-    job = store.get(database, job_id)
-    locks = locks_of(settings, worker, job.run_directory)
-    if not _wait_for(locks, settings, shutdown):
+    if workers.is_drained(database, card.name):
+        upkeep.announce_soon(database, settings, announced)
         return
+    devices = device_locks(settings, card)
     try:
-        # Counted from before the question: the database counts from when it answers, which is later.
-        lease_ends = time.monotonic() + settings.lease_seconds
-        lease = leases.claim(database, settings, job_id, worker)
-        if lease is None:
-            log.info("%s is not to be claimed: it runs elsewhere, waits, or has ended", job_id)
-            return
-        _Attempt(database, settings, lease, job, locks, shutdown, lease_ends).run()
+        deadline = time.monotonic() + settings.grace_seconds
+        while not (held := devices.try_acquire()) and not shutdown() and time.monotonic() < deadline:
+            # A trainer of an earlier worker may still be writing its last checkpoint.
+            time.sleep(settings.poll_seconds)
+        taken = _take(database, settings, card, announced, shutdown) if held else None
+        if taken is not None:
+            try:
+                _Attempt(database, settings, card, taken, devices, shutdown).run()
+            finally:
+                taken.lock.release()
+        elif not held:
+            upkeep.announce_soon(database, settings, announced)
     finally:
-        locks.release()
+        devices.release()
 
 
-def _wait_for(locks: Locks, settings: Settings, shutdown: Callable[[], bool]) -> bool:
-    """A trainer of an earlier worker may still be writing its last checkpoint. False: not now, and nothing is held."""
-    deadline = time.monotonic() + settings.grace_seconds
-    while not shutdown():
-        if locks.try_acquire():
-            return True
-        if time.monotonic() > deadline:
-            break
-        time.sleep(settings.poll_seconds)
-    log.warning("the GPUs or the run directory are in use, or this worker ends; the job will be announced again")
-    return False
+@dataclass(frozen=True)
+class _Taken:
+    """A claimed job. Nobody else has its run directory, or `problem` says why that cannot be known."""
 
-
-@dataclass
-class _Attempt:
-    database: Database
-    settings: Settings
-    lease: Lease
     job: Job
-    locks: Locks
-    shutdown: Callable[[], bool]
+    lease: Lease
     lease_ends: float
-    wishes: Wishes = Wishes(cancel=False, pause=False)
-    offset: int = 0
-    found: list[Event] = field(default_factory=list)  # what this attempt has reported so far
+    lock: Locks
+    problem: OSError | None
+
+
+def _take(
+    database: Database, settings: Settings, card: Card, announced: str, shutdown: Callable[[], bool]
+) -> _Taken | None:
+    """The best job whose run directory no trainer has any more, waiting for such a one for the grace period."""
+    deadline = time.monotonic() + settings.grace_seconds
+    in_use = True
+    while in_use and not shutdown() and time.monotonic() < deadline:
+        in_use = False
+        for job in schedule.candidates(database, card):
+            lock, problem = run_lock(job.run_directory), None
+            try:
+                if not lock.try_acquire():
+                    in_use = True
+                    continue
+            except OSError as error:
+                problem = error
+            # Counted from before the question: the database counts from when it answers, which is later.
+            lease_ends = time.monotonic() + settings.lease_seconds
+            lease = leases.claim(database, settings, job.id, card.name, announced)
+            if lease is not None:
+                return _Taken(job, lease, lease_ends, lock, problem)
+            lock.release()
+        if in_use:
+            time.sleep(settings.poll_seconds)
+    if in_use:
+        upkeep.announce_soon(database, settings, announced)
+    return None
+
+
+class _Attempt:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        card: Card,
+        taken: _Taken,
+        devices: Locks,
+        shutdown: Callable[[], bool],
+    ) -> None:
+        self.database, self.settings, self.card = database, settings, card
+        self.job, self.lease, self.lease_ends = taken.job, taken.lease, taken.lease_ends
+        self.problem = taken.problem
+        self.descriptors = [*devices.descriptors, *taken.lock.descriptors]
+        self.shutdown = shutdown
+        self.wishes = Wishes()
+        self.offset = self.began = 0  # bytes of events.jsonl: read so far, and there before this attempt
+        self.next_measurement = 0.0
+        self.found: list[Event] = []  # what this attempt has reported so far
 
     def run(self) -> None:
         try:
@@ -88,26 +135,32 @@ class _Attempt:
             # Whatever it is, the job must not stay behind as running: it is told, and tried again.
             log.exception("%s: the supervisor failed", self.lease.job_id)
             message = f"the worker failed: {type(error).__name__}: {error}"
-            outcome = Outcome("failed", None, {"code": "infrastructure", "message": message}, retryable=True)
+            outcome = Outcome("failed", None, {"code": "infrastructure", "message": message})
         self._finish(outcome)
 
     def _train(self) -> Outcome:
         """Start the trainer and stay with it to its end. Raises LeaseLost."""
+        if self.problem is not None:
+            raise self.problem
         rundir = prepare(self.job)
-        self.offset = self._patiently(lambda: leases.events_offset(self.database, self.lease))
-        trainer = start(rundir, self.settings, self.locks)
+        self.began = rundir.events.stat().st_size if rundir.events.exists() else 0
+        self.offset = self._patiently(lambda: reports.events_offset(self.database, self.lease, self.began))
+        kernel_kills = out_of_memory_kills()
+        trainer = start(rundir, self.settings, self.card, self.job, self.descriptors)
         log.info("%s: attempt %d, trainer %d", self.lease.job_id, self.lease.fence, trainer.process.pid)
         watchdog = threading.Thread(target=self._kill_without_lease, args=(trainer,), daemon=True)
         watchdog.start()
         try:
             killed = self._accompany(rundir, trainer)
             self._patiently(lambda: self._store_events(rundir))
+            self._patiently(lambda: self._measure(rundir))
         finally:
             # Whatever went wrong here, no trainer is left behind without a supervisor.
             trainer.kill()
         if time.monotonic() > self.lease_ends:
             raise LeaseLost(self.lease.job_id, self.lease.fence)
-        return outcome_of(rundir, trainer.process.returncode, self.found, killed)
+        kernel_kills = out_of_memory_kills() - kernel_kills
+        return outcome_of(rundir, trainer.process.returncode, self.found, killed, kernel_kills)
 
     def _accompany(self, rundir: RunDir, trainer: Trainer) -> bool:
         """Until the trainer ends. True if it had to be killed because it did not stop when asked to."""
@@ -119,6 +172,8 @@ class _Attempt:
                     self._beat()
                     next_beat = time.monotonic() + self.settings.beat_seconds
                 self._store_events(rundir)
+                if time.monotonic() >= self.next_measurement:
+                    self._measure(rundir)
             except DBAPIError as error:
                 log.warning("the database is away; events wait in the run directory: %s", error.orig)
             if stop_asked is None and self._should_stop():
@@ -134,7 +189,7 @@ class _Attempt:
     def _should_stop(self) -> bool:
         """Somebody wishes it, this worker ends, or the lease will be lost soon: time for a checkpoint is kept."""
         lease_ends_soon = time.monotonic() > self.lease_ends - self.settings.lease_seconds / 4
-        return self.wishes.cancel or self.wishes.pause or lease_ends_soon or self.shutdown()
+        return self.wishes.stop or lease_ends_soon or self.shutdown()
 
     def _beat(self) -> None:
         asked = time.monotonic()
@@ -144,9 +199,14 @@ class _Attempt:
     def _store_events(self, rundir: RunDir) -> None:
         found, offset = read_from(rundir.events, self.offset)
         if offset > self.offset:
-            leases.record(self.database, self.lease, found, offset)
+            reports.record(self.database, self.lease, found, offset)
             self.offset = offset
-            self.found += [event for _, event in found]
+            # What an earlier attempt's trainer wrote when nobody read it any more says nothing about how this one ends.
+            self.found += [event for end, event in found if end > self.began]
+
+    def _measure(self, rundir: RunDir) -> None:
+        self.next_measurement = time.monotonic() + _SECONDS_BETWEEN_MEASUREMENTS
+        leases.measured(self.database, self.lease, _size(rundir.root))
 
     def _kill_without_lease(self, trainer: Trainer) -> None:
         """The deadline holds even while this worker waits for an answer of the database."""
@@ -158,7 +218,7 @@ class _Attempt:
 
     def _finish(self, outcome: Outcome) -> None:
         try:
-            state = self._patiently(lambda: leases.finish(self.database, self.settings, self.lease, outcome))
+            state = self._patiently(lambda: leases.finish(self.database, self.lease, outcome))
         except LeaseLost as error:
             log.warning("%s; the outcome is not written", error)
             return
@@ -174,6 +234,16 @@ class _Attempt:
                     raise LeaseLost(self.lease.job_id, self.lease.fence) from error
                 log.warning("the database is away; asking again: %s", error.orig)
                 time.sleep(self.settings.poll_seconds)
+
+
+def _size(directory: Path) -> int:
+    """Bytes of all files below; what disappears meanwhile has none."""
+    total = 0
+    for root, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(root, name)).st_size  # noqa: PTH118  (a string is what walk gives)
+    return total
 
 
 def _sleep_until_exit(trainer: Trainer, seconds: float) -> None:

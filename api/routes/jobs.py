@@ -3,10 +3,11 @@
 import logging
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Body, Query
+from fastapi import APIRouter, BackgroundTasks, Body, Depends, Header, Query, Response
 
+from api.answers import documented
+from api.auth import Reader, Writer
 from api.deps import Given, Services
-from api.errors import ErrorAnswer
 from api.views import (
     AttemptView,
     CheckpointView,
@@ -18,8 +19,9 @@ from api.views import (
     LogView,
     MetricsView,
     PointView,
+    Scheduling,
 )
-from jobs import store, upkeep
+from jobs import access, schedule, store, submission, upkeep, wishes
 from jobs.queue import BROKER_ERRORS
 from jobs.requests import JobRequest
 from jobs.states import State
@@ -34,8 +36,26 @@ log = logging.getLogger("stiefel.api")
 router = APIRouter(
     prefix="/v1/jobs",
     tags=["jobs"],
-    responses={400: {"model": ErrorAnswer}, 404: {"model": ErrorAnswer}, 409: {"model": ErrorAnswer}},
+    responses=documented(401, 403, 413, 429, 503),
 )
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$", description="of your making, one a job"),
+]
+
+
+def _seen(given: Given, caller: Reader, job_id: str) -> Job:
+    return store.get(given.database, job_id, caller.sees)
+
+
+def _mine(given: Given, caller: Writer, job_id: str) -> Job:
+    return store.get(given.database, job_id, caller.sees)
+
+
+# The job that a path names: somebody else's is not there.
+Seen = Annotated[Job, Depends(_seen)]
+Mine = Annotated[Job, Depends(_mine)]
 
 EXAMPLES = {
     "galore": {
@@ -63,64 +83,88 @@ EXAMPLES = {
 }
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses=documented(400, 409))
 def create_job(
-    given: Given, request: Annotated[JobRequest, Body(openapi_examples=EXAMPLES)], afterwards: BackgroundTasks
+    given: Given,
+    caller: Writer,
+    request: Annotated[JobRequest, Body(openapi_examples=EXAMPLES)],
+    response: Response,
+    afterwards: BackgroundTasks,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """Store a job and ring for a worker. The answer shows every setting as it was resolved."""
+    """Store a job and ring for a worker. The answer shows every setting as it was resolved.
+
+    Sent again with the same Idempotency-Key it makes no second job: the answer is the first one, with the header
+    Idempotent-Replayed.
+    """
+    if idempotency_key is not None:
+        earlier = submission.earlier(given.database, request, caller.owner, idempotency_key)
+        if earlier is not None:
+            response.headers["idempotent-replayed"] = "true"
+            return JobView.of(earlier)
+    spec = request.spec()
+    access.refuse(given.settings, spec)
     if given.settings.check_files:
-        preflight(request.spec())
-    job = store.create(given.database, given.settings, request)
+        preflight(spec)
+    job = submission.create(given.database, given.settings, request, caller.owner, idempotency_key)
     # After the answer: what is promised stands in the database, and a broker that is away shall keep nobody waiting.
     afterwards.add_task(_announce, given, job.id)
     return JobView.of(job)
 
 
-@router.get("")
+@router.get("", responses=documented(400))
 def list_jobs(
     given: Given,
+    caller: Reader,
     state: State | None = None,
     method: str | None = None,
     after: Annotated[str | None, Query(description="id of the last job of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> ListView[JobView]:
-    """Newest first."""
-    page = store.list_jobs(given.database, state, method, after, limit)
+    """Newest first: the caller's, or everybody's for an administrator."""
+    page = store.list_jobs(given.database, caller.sees, state, method, after, limit)
     jobs = [JobView.of(job) for job in page.items]
     first, last = (jobs[0].id, jobs[-1].id) if jobs else (None, None)
     return ListView[JobView](data=jobs, has_more=page.has_more, first_id=first, last_id=last)
 
 
-@router.get("/{job_id}")
-def get_job(given: Given, job_id: str) -> JobDetail:
-    return _detail(given, store.get(given.database, job_id))
+@router.get("/{job_id}", responses=documented(404))
+def get_job(given: Given, seen: Seen) -> JobDetail:
+    return _detail(given, seen)
 
 
-@router.get("/{job_id}/events")
+@router.delete("/{job_id}", status_code=204, responses=documented(404, 409))
+def delete_job(given: Given, mine: Mine) -> None:
+    """Remove a job that has ended, with its run directory: curves, events, logs, checkpoints. What it wrote to an
+    object store stays there."""
+    wishes.remove(given.database, mine.id)
+
+
+@router.get("/{job_id}/events", responses=documented(400, 404))
 def list_events(
     given: Given,
-    job_id: str,
+    seen: Seen,
     after: Annotated[int, Query(ge=0, description="id of the last event of the page before")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> ListView[EventView]:
     """What happened, oldest first; the steps themselves are under /metrics."""
-    page = store.events(given.database, job_id, after, limit)
+    page = store.events(given.database, seen.id, after, limit)
     found = [EventView(id=e.id, at=e.at, type=e.type, step=e.step, data=e.data) for e in page.items]
     first, last = (found[0].id, found[-1].id) if found else (None, None)
     return ListView[EventView](data=found, has_more=page.has_more, first_id=first, last_id=last)
 
 
-@router.get("/{job_id}/metrics")
+@router.get("/{job_id}/metrics", responses=documented(400, 404))
 def get_metrics(
     given: Given,
-    job_id: str,
+    seen: Seen,
     after: Annotated[int, Query(ge=0, description="only steps behind this one")] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     thin_to: Annotated[int | None, Query(ge=1, le=10_000, description="about so many points, evenly spaced")] = None,
 ) -> MetricsView:
     """Training curves: every step, or thinned for a plot."""
-    page = store.points(given.database, job_id, after, limit, thin_to)
-    evaluations = store.evaluations(given.database, job_id)
+    page = store.points(given.database, seen.id, after, limit, thin_to)
+    evaluations = store.evaluations(given.database, seen.id)
     return MetricsView(
         points=[PointView.model_validate(point, from_attributes=True) for point in page.items],
         evaluations=[EvaluationView.model_validate(row, from_attributes=True) for row in evaluations],
@@ -129,11 +173,11 @@ def get_metrics(
     )
 
 
-@router.get("/{job_id}/checkpoints")
-def list_checkpoints(given: Given, job_id: str) -> ListView[CheckpointView]:
+@router.get("/{job_id}/checkpoints", responses=documented(404))
+def list_checkpoints(given: Given, seen: Seen) -> ListView[CheckpointView]:
     """Newest first."""
-    rows = store.checkpoints(given.database, job_id)
-    wanted = CheckpointSpec.model_validate(store.get(given.database, job_id).spec["checkpoints"])
+    rows = store.checkpoints(given.database, seen.id)
+    wanted = CheckpointSpec.model_validate(seen.spec["checkpoints"])
     steps = kept({row.step: row.loss for row in rows}, wanted)
     found = [
         CheckpointView(
@@ -151,37 +195,35 @@ def list_checkpoints(given: Given, job_id: str) -> ListView[CheckpointView]:
     return ListView[CheckpointView](data=found, has_more=False)
 
 
-@router.get("/{job_id}/logs")
-def get_logs(
-    given: Given, job_id: str, tail: Annotated[int, Query(ge=1, le=1_000_000, description="bytes")] = 20_000
-) -> LogView:
+@router.get("/{job_id}/logs", responses=documented(400, 404))
+def get_logs(seen: Seen, tail: Annotated[int, Query(ge=1, le=1_000_000, description="bytes")] = 20_000) -> LogView:
     """The end of the trainer's log. Empty before its first start."""
-    return LogView(text=RunDir(store.get(given.database, job_id).run_directory).log_tail(tail))
+    return LogView(text=RunDir(seen.run_directory).log_tail(tail))
 
 
-@router.post("/{job_id}/cancel")
-def cancel_job(given: Given, job_id: str) -> JobDetail:
+@router.post("/{job_id}/cancel", responses=documented(404, 409))
+def cancel_job(given: Given, mine: Mine) -> JobDetail:
     """Queued or paused: at once. Running: within a step, with a checkpoint. Cancelled already: nothing changes."""
-    return _detail(given, store.request_cancel(given.database, job_id))
+    return _detail(given, wishes.cancel(given.database, mine.id))
 
 
-@router.post("/{job_id}/pause")
-def pause_job(given: Given, job_id: str) -> JobDetail:
+@router.post("/{job_id}/pause", responses=documented(404, 409))
+def pause_job(given: Given, mine: Mine) -> JobDetail:
     """Queued: at once. Running: within a step, with a checkpoint from which resume goes on."""
-    return _detail(given, store.request_pause(given.database, job_id))
+    return _detail(given, wishes.pause(given.database, mine.id))
 
 
-@router.post("/{job_id}/resume")
-def resume_job(given: Given, job_id: str, afterwards: BackgroundTasks) -> JobDetail:
+@router.post("/{job_id}/resume", responses=documented(404, 409))
+def resume_job(given: Given, mine: Mine, afterwards: BackgroundTasks) -> JobDetail:
     """A paused job back to the queue."""
-    job = store.resume(given.database, job_id)
-    afterwards.add_task(_announce, given, job_id)
+    job = wishes.resume(given.database, mine.id)
+    afterwards.add_task(_announce, given, job.id)
     return _detail(given, job)
 
 
 def _announce(given: Services, job_id: str) -> None:
     try:
-        upkeep.publish_due(given.database, given.doorbell.ring, job_id)
+        upkeep.publish_due(given.database, given.settings, given.doorbell.ring, job_id)
     except BROKER_ERRORS as error:
         # The announcement stays in the outbox; the reaper publishes it when the broker is back.
         log.warning("the broker is away, %s is announced later: %s", job_id, error)
@@ -189,4 +231,6 @@ def _announce(given: Services, job_id: str) -> None:
 
 def _detail(given: Services, job: Job) -> JobDetail:
     attempts = [AttemptView.of(attempt) for attempt in store.attempts(given.database, job.id)]
-    return JobDetail(**JobView.of(job).model_dump(), attempts=attempts)
+    waiting = schedule.waiting(given.database, given.settings, job)
+    scheduling = Scheduling(unschedulable=waiting.unschedulable, reason=waiting.reason) if waiting else None
+    return JobDetail(**JobView.of(job).model_dump(), attempts=attempts, scheduling=scheduling)

@@ -2,14 +2,16 @@
 
 from fastapi import APIRouter
 
+from api.answers import documented
+from api.auth import Reader
 from api.views import ListView, MethodView
 from trainer.methodconfig import METHOD_CONFIGS
 
-router = APIRouter(prefix="/v1/methods", tags=["methods"])
+router = APIRouter(prefix="/v1/methods", tags=["methods"], responses=documented(401, 403, 413, 429, 503))
 
 
 @router.get("")
-def list_methods() -> ListView[MethodView]:
+def list_methods(_: Reader) -> ListView[MethodView]:
     methods = [
         MethodView(
             name=name,

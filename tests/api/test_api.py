@@ -19,9 +19,19 @@ from trainer.methodconfig import METHOD_CONFIGS
 from trainer.process import free_port
 
 
+def local_client(settings: Settings) -> TestClient:
+    """As from this machine."""
+    return TestClient(
+        create_app(settings),
+        base_url="http://127.0.0.1:8000",
+        client=("127.0.0.1", 50000),
+        raise_server_exceptions=False,
+    )
+
+
 @pytest.fixture
 def client(settings: Settings, database: Database) -> Iterator[TestClient]:
-    with TestClient(create_app(settings), raise_server_exceptions=False) as opened:
+    with local_client(settings) as opened:
         yield opened
 
 
@@ -185,7 +195,7 @@ def test_cancelling_is_idempotent_and_says_when_it_is_too_late(
     done = client.post("/v1/jobs", json=job_body()).json()
     lease = leases.claim(database, settings, done["id"], "w")
     assert lease is not None
-    leases.finish(database, settings, lease, leases.Outcome("succeeded", 0))
+    leases.finish(database, lease, leases.Outcome("succeeded", 0))
     answer = client.post(f"/v1/jobs/{done['id']}/cancel")
     assert answer.status_code == 409
     assert "is succeeded" in answer.json()["error"]["message"]
@@ -218,7 +228,7 @@ def test_a_running_job_shows_progress_and_is_scraped(
     assert samples["stiefel_workers_busy", frozenset()] == 1
     assert samples["stiefel_queue_wait_seconds_count", frozenset()] == 1
     assert samples["stiefel_queue_wait_seconds_bucket", frozenset({("le", "5")})] == 1
-    leases.finish(database, settings, lease, leases.Outcome("succeeded", 0))
+    leases.finish(database, lease, leases.Outcome("succeeded", 0))
     ended = scrape(client)
     assert ended["stiefel_jobs_finished_total", frozenset({("state", "succeeded")})] == 1
     assert ended["stiefel_job_duration_seconds_bucket", frozenset({("le", "60")})] == 1
@@ -267,8 +277,8 @@ def test_the_api_documents_itself_with_examples_that_it_accepts(client: TestClie
 
 
 def test_a_database_that_is_away_is_503_and_worth_a_retry(tmp_path: Path) -> None:
-    away = Settings(home=tmp_path, database_url=f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
-    with TestClient(create_app(away), raise_server_exceptions=False) as client:
+    away = Settings(home=tmp_path, auth="off", database_url=f"postgresql+psycopg://nobody@127.0.0.1:{free_port()}/none")
+    with local_client(away) as client:
         answer = client.get("/v1/jobs")
         assert answer.status_code == 503
         assert "x-should-retry" not in answer.headers

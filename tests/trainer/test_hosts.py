@@ -136,7 +136,7 @@ def failed(reason: str) -> dict[str, Any]:
         ([STARTED, failed("unknown"), STARTED, FINISHED], 0, 0),
         ([STARTED, failed("host_gone"), failed("unknown"), STARTED, STOPPED], 0, 0),
         ([STARTED, failed("divergence"), failed("unknown")], 1, 67),
-        ([STARTED, failed("unknown"), STARTED, failed("out_of_memory"), failed("unknown")], 1, 68),
+        ([STARTED, failed("unknown"), STARTED, failed("out_of_memory_device"), failed("unknown")], 1, 68),
         ([STARTED, FINISHED, failed("unknown")], 1, 0),
         ([failed("bad_data")], 1, 65),
         ([STARTED], -9, 137),

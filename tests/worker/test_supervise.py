@@ -11,19 +11,22 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from jobs import lease as leases
-from jobs import store
+from jobs import reports, store, submission
 from jobs.database import Database
 from jobs.requests import JobRequest
 from jobs.settings import Settings
 from jobs.states import State
+from jobs.workers import Card
 from migrations.__main__ import upgrade
 from tests.conftest import job_body
 from trainer import events
 from trainer.checkpoint.place import Directory
 from trainer.rundir import RunDir
-from worker.launch import Locks, locks_of
+from worker.launch import Locks, device_locks, run_lock
 from worker.outcome import outcome_of
-from worker.supervise import run_job
+from worker.supervise import run_next
+
+CARD = Card("w", "host", "0", (), 2)
 
 
 @pytest.fixture
@@ -34,16 +37,17 @@ def quick(tmp_path: Path) -> Settings:
 def submit(settings: Settings, **changes: Any) -> tuple[Database, str]:
     upgrade(settings.url)
     database = Database(settings.url)
-    return database, store.create(database, settings, JobRequest.model_validate(job_body(**changes))).id
+    return database, submission.create(database, settings, JobRequest.model_validate(job_body(**changes))).id
 
 
 class Outage:
-    """Lets functions of jobs.lease fail as if the database were away, until `over` holds."""
+    """Lets functions of jobs.lease and jobs.reports fail as if the database were away, until `over` holds."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str, over: Callable[[], bool] = lambda: False) -> None:
         self.over, self.failed = over, 0
         for name in names:
-            monkeypatch.setattr(leases, name, self._breaking(getattr(leases, name)))
+            where = leases if hasattr(leases, name) else reports
+            monkeypatch.setattr(where, name, self._breaking(getattr(where, name)))
 
     def _breaking(self, real: Any) -> Any:
         def broken(*arguments: Any) -> Any:
@@ -60,7 +64,7 @@ def test_events_of_an_outage_are_stored_when_it_is_over(quick: Settings, monkeyp
     reported = RunDir(store.get(database, job_id).run_directory).events
     # Until the trainer has written its last line.
     outage = Outage(monkeypatch, "record", over=lambda: reported.exists() and '"finished"' in reported.read_text())
-    run_job(database, quick, "w", job_id, lambda: False)
+    run_next(database, quick, CARD, job_id, lambda: False)
     assert outage.failed > 3
     assert store.get(database, job_id).state == State.SUCCEEDED
     assert [p.step for p in store.points(database, job_id).items] == list(range(1, 21))
@@ -74,7 +78,7 @@ def test_a_lease_that_cannot_be_renewed_ends_the_trainer_with_a_checkpoint_and_w
     database, job_id = submit(patient, optimisation={"steps": 100_000})
     Outage(monkeypatch, "beat", "record")
     began = time.monotonic()
-    run_job(database, patient, "w", job_id, lambda: False)
+    run_next(database, patient, CARD, job_id, lambda: False)
     assert time.monotonic() - began < patient.lease_seconds + 5
     assert store.points(database, job_id).items == []
     rundir = RunDir(store.get(database, job_id).run_directory)
@@ -94,7 +98,7 @@ def test_a_trainer_that_does_not_stop_in_time_is_killed(quick: Settings, monkeyp
         "worker.launch.subprocess.Popen", lambda command, **options: real([sys.executable, "-c", script], **options)
     )
     store_cancel_later = iter([False, False])
-    run_job(database, impatient, "w", job_id, lambda: next(store_cancel_later, True))
+    run_next(database, impatient, CARD, job_id, lambda: next(store_cancel_later, True))
     job = store.get(database, job_id)
     assert job.state == State.QUEUED
     assert job.failures == 0  # it was asked to, so it costs no attempt
@@ -106,7 +110,8 @@ def test_a_trainer_that_does_not_stop_in_time_is_killed(quick: Settings, monkeyp
 
 def test_gpus_and_run_directory_stay_locked_while_a_trainer_lives(quick: Settings, tmp_path: Path) -> None:
     def locks(gpus: str, run: str) -> Locks:
-        return locks_of(quick.model_copy(update={"gpus": gpus}), "w", str(tmp_path / run))
+        devices = device_locks(quick, Card("w", "host", "0", tuple(gpus.split(",")), 1))
+        return Locks([*devices.paths, *run_lock(str(tmp_path / run)).paths])
 
     mine, overlapping, same_run = locks("0,1", "a"), locks("1,2", "b"), locks("4", "a")
     assert mine.try_acquire()
@@ -134,7 +139,7 @@ def test_a_supervisor_that_cannot_work_says_so_and_the_job_is_tried_again(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("worker.supervise.start", full)
-    run_job(database, quick, "w", job_id, lambda: False)
+    run_next(database, quick, CARD, job_id, lambda: False)
     job = store.get(database, job_id)
     assert job.state == State.QUEUED
     assert job.error is not None
@@ -148,16 +153,17 @@ def test_what_this_attempt_reported_decides(quick: Settings, tmp_path: Path) -> 
     first = events.Failed(step=3, reason="bad_data", message="first", retryable=False, rank=1)
     then = events.Failed(step=0, reason="unknown", message="lost its peer", retryable=True, rank=0)
     outcome = outcome_of(rundir, 1, [first, events.Preparing(step=0, what="x"), then], killed=False)
-    assert (outcome.kind, outcome.error and outcome.error["message"], outcome.retryable) == ("failed", "first", False)
+    assert (outcome.kind, outcome.error and outcome.error["message"]) == ("failed", "first")
     done = events.Finished(step=9, seconds=1.0)
     assert outcome_of(rundir, -6, [done], killed=False).kind == "succeeded"
     silent = outcome_of(rundir, 64, [], killed=False)
-    assert (silent.error and silent.error["code"], silent.retryable) == ("bad_configuration", False)
+    assert silent.error is not None
+    assert silent.error["code"] == "bad_configuration"
 
 
 def test_two_announcements_of_one_job_train_it_once(quick: Settings) -> None:
     database, job_id = submit(quick, optimisation={"steps": 3})
-    run_job(database, quick, "w", job_id, lambda: False)
-    run_job(database, quick, "w", job_id, lambda: False)
+    run_next(database, quick, CARD, job_id, lambda: False)
+    run_next(database, quick, CARD, job_id, lambda: False)
     assert [a.outcome for a in store.attempts(database, job_id)] == ["succeeded"]
     database.close()

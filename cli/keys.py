@@ -1,0 +1,75 @@
+"""stiefel keys: make, list and revoke API keys. Needs the database itself, not the API: whoever has it is in charge."""
+
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from cli.options import AsJson, console, print_json
+from jobs import keys
+from jobs.database import Database
+from jobs.keys import Quotas, Scope
+from jobs.settings import Settings
+from jobs.tables import ApiKey
+
+app = typer.Typer(
+    help="Make, list and revoke API keys, in the database of STIEFEL_DATABASE_URL (or of STIEFEL_HOME).",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command(epilog="example: stiefel keys create --name team-a --scope write --running 2 --device-hours 500")
+def create(
+    name: Annotated[str, typer.Option(help="whose it is", min=1)],
+    scope: Annotated[
+        list[Scope], typer.Option(help="read: look; write: submit, cancel, delete too; admin: all jobs, workers")
+    ] = [Scope.WRITE],  # noqa: B006  (typer reads it, nobody changes it)
+    queued: Annotated[int | None, typer.Option(min=0, help="most jobs queued or paused at a time")] = None,
+    running: Annotated[int | None, typer.Option(min=0, help="most jobs running at a time")] = None,
+    device_hours: Annotated[float | None, typer.Option(min=0, help="devices × hours, in all")] = None,
+    storage: Annotated[int | None, typer.Option(min=0, help="bytes of run directories, in all")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key. It is shown this once."""
+    database = Database(Settings().url)
+    key, secret = keys.create(database, name, scope, Quotas(queued, running, device_hours, storage))
+    database.close()
+    if as_json:
+        print_json(_described(key) | {"key": secret})
+        return
+    console.print(f"key {key.id} for {escape(name)}; this is shown once:\n{secret}", soft_wrap=True, highlight=False)
+
+
+@app.command("list", epilog="example: stiefel keys list --json")
+def list_keys(as_json: AsJson = False) -> None:
+    """Keys with their scopes, quotas and use; never the keys themselves."""
+    database = Database(Settings().url)
+    found = keys.list_keys(database)
+    database.close()
+    if as_json:
+        print_json([_described(key) for key in found])
+        return
+    table = Table("id", "name", "scopes", "device hours", "last used", "state")
+    for key in found:
+        hours = f"{key.device_seconds / 3600:.2f}" + (f" of {key.max_device_hours:g}" if key.max_device_hours else "")
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.last_used_at)) if key.last_used_at else "never"
+        state = "revoked" if key.revoked_at else "valid"
+        table.add_row(key.id, escape(key.name), ", ".join(key.scopes), hours, used, state)
+    console.print(table)
+
+
+@app.command(epilog="example: stiefel keys revoke 0123456789ab")
+def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="as `stiefel keys list` shows it")]) -> None:
+    """Refuse a key from now on. Its jobs go on; an administrator can cancel them."""
+    database = Database(Settings().url)
+    keys.revoke(database, key_id)
+    database.close()
+    console.print(f"key {key_id} is revoked")
+
+
+def _described(key: ApiKey) -> dict[str, Any]:
+    hidden = {"secret_hash"}
+    return {column.name: getattr(key, column.name) for column in ApiKey.__table__.columns if column.name not in hidden}

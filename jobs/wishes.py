@@ -1,0 +1,97 @@
+"""What users want of their jobs. Of a running job it is noted: its worker obeys at the next step boundary."""
+
+import shutil
+from pathlib import Path
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from jobs import counters, keys
+from jobs.database import Database, clock
+from jobs.errors import JobNotFound, WrongState
+from jobs.journal import add_event, announce_later
+from jobs.states import TERMINAL, State
+from jobs.tables import Attempt, CheckpointRow, Evaluation, Job, JobEvent, Outbox, Point
+
+
+def cancel(database: Database, job_id: str) -> Job:
+    """queued, paused → cancelled; running: noted, and obeyed at the next step boundary.
+
+    Asked twice, or of a job that is cancelled already, it changes nothing. Raises WrongState where the job has ended
+    otherwise.
+    """
+    with database.transaction() as session:
+        job = _locked(session, job_id)
+        if job.state in (State.QUEUED, State.PAUSED):
+            job.cancel_requested_at = job.finished_at = clock(session)
+            job.state = State.CANCELLED
+            add_event(session, job_id, "cancelled", None, {})
+            counters.add(database, session, "jobs_finished", State.CANCELLED, 1)
+        elif job.state == State.RUNNING and job.cancel_requested_at is None:
+            job.cancel_requested_at = clock(session)
+            add_event(session, job_id, "cancel_requested", None, {})
+        elif job.state in TERMINAL and job.state != State.CANCELLED:
+            raise WrongState(job_id, job.state, "cancelled", "queued, running or paused")
+    return job
+
+
+def pause(database: Database, job_id: str) -> Job:
+    """queued → paused; running: noted, and obeyed at the next step boundary. Asked twice, it changes nothing."""
+    with database.transaction() as session:
+        job = _locked(session, job_id)
+        if job.state in TERMINAL:
+            raise WrongState(job_id, job.state, "paused", "queued or running")
+        if job.state == State.QUEUED:
+            job.state = State.PAUSED
+            add_event(session, job_id, "paused", None, {})
+        elif job.state == State.RUNNING and job.pause_requested_at is None:
+            job.pause_requested_at = clock(session)
+            add_event(session, job_id, "pause_requested", None, {})
+    return job
+
+
+def resume(database: Database, job_id: str) -> Job:
+    """paused → queued. Of a job that is queued or running already, it changes nothing but a wish to pause.
+
+    Raises QuotaExceeded where its owner may have no more of them queued.
+    """
+    with database.transaction() as session:
+        job = _locked(session, job_id)
+        if job.state in TERMINAL:
+            raise WrongState(job_id, job.state, "resumed", "paused")
+        job.pause_requested_at = None
+        if job.state == State.PAUSED:
+            keys.check_resources(session, job.owner)
+            job.state, job.queued_at, job.not_before = State.QUEUED, clock(session), 0.0
+            announce_later(session, job_id, 0.0)
+            add_event(session, job_id, "queued", None, {})
+    return job
+
+
+def remove(database: Database, job_id: str) -> None:
+    """A job that has ended → ∅, its run directory with it. What lies in an object store stays.
+
+    Called again after it was interrupted, it goes on. Raises WrongState where the job has not ended.
+    """
+    with database.reading() as session:
+        job = session.get(Job, job_id)
+    if job is None:
+        raise JobNotFound(job_id)
+    if job.state not in TERMINAL:
+        raise WrongState(job_id, job.state, "deleted", "succeeded, failed or cancelled")
+    # The files first: without the row nobody would find them again.
+    directory = Path(job.run_directory)
+    if directory.exists():
+        shutil.rmtree(directory)
+    with database.transaction() as session:
+        for table in (Attempt, Outbox, JobEvent, Point, Evaluation, CheckpointRow):
+            session.execute(delete(table).where(table.job_id == job_id))
+        session.execute(delete(Job).where(Job.id == job_id))
+
+
+def _locked(session: Session, job_id: str) -> Job:
+    """The job, held until the transaction ends: between a look and a change nobody else may change it."""
+    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
+    if job is None:
+        raise JobNotFound(job_id)
+    return job

@@ -1,0 +1,35 @@
+"""What this worker has: GPUs by name, or CPU slots. Asks the kernel, not torch, which only trainers load."""
+
+import os
+import socket
+from importlib.metadata import version
+from pathlib import Path
+
+from jobs.settings import Settings
+from jobs.workers import Card
+
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+
+
+def card(settings: Settings, driver: Path = _DRIVER) -> Card:
+    """This worker's card: the settings' GPUs, else all that the NVIDIA driver lists, else CPU slots."""
+    gpus = _gpus(settings.gpus, driver)
+    slots = len(gpus) or settings.cpu_slots or max(2, os.cpu_count() or 1)
+    host = socket.gethostname()
+    name = settings.worker or f"{host}:{','.join(gpus) or 'cpu'}"
+    return Card(name, host, version("stiefel"), gpus, slots)
+
+
+def environment(gpus: tuple[str, ...], devices: int, device: str) -> dict[str, str]:
+    """What a trainer of so many devices shall see: the first of the worker's GPUs, or none."""
+    return {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else ",".join(gpus[:devices])}
+
+
+def _gpus(setting: str, driver: Path) -> tuple[str, ...]:
+    if setting == "none":
+        return ()
+    # As whoever starts this worker, or a container's runtime, has limited it.
+    named = setting or os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if named or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return tuple(name.strip() for name in named.split(",") if name.strip())
+    return tuple(str(index) for index in range(len(list(driver.iterdir())))) if driver.is_dir() else ()
