@@ -99,7 +99,7 @@ def list_workers(database: Database, settings: Settings) -> Sequence[Seen]:
     """By name; those that are away too, until they are forgotten."""
     with database.reading() as session:
         at = clock(session)
-        trained = dict(session.execute(select(Job.worker, Job.id).where(Job.state == State.RUNNING)).tuples().all())
+        trained = {job.worker: job.id for job in session.scalars(select(Job).where(Job.state == State.RUNNING))}
         workers = session.scalars(select(Worker).order_by(Worker.name)).all()
     return [Seen(worker, is_up(worker, at, settings), trained.get(worker.name)) for worker in workers]
 

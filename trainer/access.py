@@ -49,6 +49,11 @@ class Access:
         return Access(places(_READABLE), places(_WRITABLE), os.environ.get(_CODE) == "1")
 
 
+def remote_code() -> dict[str, bool]:
+    """For transformers: whether a model or tokeniser may bring Python files that are run here."""
+    return {"trust_remote_code": Access.of_environment().trust_remote_code}
+
+
 def check(spec: TrainingSpec, access: Access) -> None:
     """Links are followed: what counts is where a file lies. Raises Outside."""
     if access.readable is not None:

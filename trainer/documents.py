@@ -8,6 +8,14 @@ from trainer.config import DatasetSpec, HubDataset, JsonlDataset, StdlibDataset,
 from trainer.errors import DataError
 from trainer.files import find_files, stdlib_files
 
+_PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstandard",
+}
+
 
 def documents(dataset: DatasetSpec) -> Iterator[str]:
     """Every document, in a fixed order. Raises DataError that names the file and the line."""
@@ -31,6 +39,7 @@ def _text_or_none(file: Path) -> str | None:
 
 
 def _text(file: Path) -> str:
+    _refuse_packed(file)
     try:
         return file.read_bytes().decode()
     except UnicodeDecodeError as error:
@@ -39,7 +48,20 @@ def _text(file: Path) -> str:
         raise DataError(f"dataset.files: {file} cannot be read: {error.strerror}") from error
 
 
+def _refuse_packed(file: Path) -> None:
+    """Nothing is unpacked here: a small archive may hold more than any disk."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(6)
+    except OSError as error:
+        raise DataError(f"dataset.files: {file} cannot be read: {error.strerror}") from error
+    kind = next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), None)
+    if kind is not None:
+        raise DataError(f"dataset.files: {file} is packed ({kind}); unpack it first")
+
+
 def _json_lines(file: Path, field: str) -> Iterator[str]:
+    _refuse_packed(file)
     try:
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from trainer import access
 from trainer.config import HubModel, PresetModel, TrainingSpec, starts_from_weights
 from trainer.errors import SpecError, unloadable
 from trainer.presets import PRESETS
@@ -39,7 +40,11 @@ def structure(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase, values: bo
     dtype = DTYPES[spec.optimisation.dtype]
     name, revision = _where(spec)
     try:
-        config = AutoConfig.from_pretrained(name, **revision) if name else _preset_config(spec, tokenizer)
+        config = (
+            AutoConfig.from_pretrained(name, **revision, **access.remote_code())
+            if name
+            else _preset_config(spec, tokenizer)
+        )
         model = _on_meta(config, dtype)
         source: Source = Drawn(model, spec.optimisation.seed)
         stored = starts_from_weights(spec.model) and values
@@ -102,6 +107,11 @@ def _where(spec: TrainingSpec) -> tuple[str, dict[str, str]]:
     return spec.model.path, {}
 
 
+def _config(name: str, revision: dict[str, str]) -> PretrainedConfig:
+    config: PretrainedConfig = AutoConfig.from_pretrained(name, **revision, **access.remote_code())
+    return config
+
+
 def _preset_config(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
     assert isinstance(spec.model, PresetModel)
     shape = PRESETS[spec.model.preset]
@@ -128,7 +138,7 @@ def _on_meta(config: PretrainedConfig, dtype: torch.dtype) -> Any:
 def _from_config(config: PretrainedConfig, dtype: torch.dtype) -> Any:
     # Drawn in fp32 and cast after, so that fp32 and bf16 runs start from the same weights.
     model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # transformers' own
-        config, attn_implementation="sdpa", dtype=torch.float32
+        config, attn_implementation="sdpa", dtype=torch.float32, **access.remote_code()
     )
     # Parameters only: a rotary table in bf16 would turn positions by whole radians.
     for parameter in model.parameters():
@@ -137,7 +147,10 @@ def _from_config(config: PretrainedConfig, dtype: torch.dtype) -> Any:
 
 
 def _loaded(name: str, revision: dict[str, str], dtype: torch.dtype) -> Any:
-    return AutoModelForCausalLM.from_pretrained(name, **revision, dtype=dtype, attn_implementation="sdpa")
+    # Safetensors alone: the other formats are pickles, and a pickle is a program.
+    return AutoModelForCausalLM.from_pretrained(
+        name, **revision, **access.remote_code(), dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+    )
 
 
 def _check_sizes(model: Any, spec: TrainingSpec, tokens: int) -> None:

@@ -6,6 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from trainer import access
 from trainer.errors import unloadable
 
 END_OF_TEXT = "<|endoftext|>"
@@ -16,7 +17,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if name == "bytes":
         return byte_tokenizer()
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, **access.remote_code())
     except (OSError, ValueError) as error:
         raise unloadable("tokenizer", name, error) from error
 

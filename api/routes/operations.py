@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from sqlalchemy.exc import SQLAlchemyError
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse
 
 from api.answers import documented
 from api.auth import Scraper
@@ -27,8 +27,8 @@ class Readiness(BaseModel):
 
 @router.get(
     "/metrics",
-    response_class=PlainTextResponse,
-    responses=documented(401, 403, 413, 429, 503),
+    response_class=Response,
+    responses=documented(401, 403, 413, 429, 503) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 def prometheus(request: Request, given: Given, caller: Scraper) -> Response:
     """Text format of Prometheus: the fleet, the caller's running and recently ended jobs, this API's requests."""

@@ -9,24 +9,14 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.main import create_app
 from jobs import lease as leases
 from jobs.database import Database
 from jobs.settings import Settings
+from tests.api.local import local_client
 from tests.conftest import Broker, job_body
 from tests.jobs.test_lease import record, started, step
 from trainer.methodconfig import METHOD_CONFIGS
 from trainer.process import free_port
-
-
-def local_client(settings: Settings) -> TestClient:
-    """As from this machine."""
-    return TestClient(
-        create_app(settings),
-        base_url="http://127.0.0.1:8000",
-        client=("127.0.0.1", 50000),
-        raise_server_exceptions=False,
-    )
 
 
 @pytest.fixture
