@@ -1,0 +1,47 @@
+"""What a worker has, and what its trainer sees of it."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.settings import Settings
+from worker.devices import card, environment
+
+
+@pytest.fixture(autouse=True)
+def no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def driver(tmp_path: Path, gpus: int) -> Path:
+    for number in range(gpus):
+        (tmp_path / f"0000:0{number}:00.0").mkdir()
+    return tmp_path
+
+
+def test_named_gpus_are_its_own(tmp_path: Path) -> None:
+    found = card(Settings(home=tmp_path, gpus="2, 3"), driver(tmp_path, 8))
+    assert (found.gpus, found.devices, found.device) == (("2", "3"), 2, "gpu")
+    assert found.name.endswith(":2,3")
+
+
+def test_unnamed_it_has_what_the_driver_lists_or_what_it_was_limited_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert card(Settings(home=tmp_path), driver(tmp_path, 3)).gpus == ("0", "1", "2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-abc,GPU-def")
+    assert card(Settings(home=tmp_path), tmp_path).gpus == ("GPU-abc", "GPU-def")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert card(Settings(home=tmp_path), tmp_path).device == "cpu"
+
+
+def test_without_gpus_it_has_cpu_slots(tmp_path: Path) -> None:
+    missing = tmp_path / "no-driver"
+    assert card(Settings(home=tmp_path, cpu_slots=5), missing).devices == 5
+    assert card(Settings(home=tmp_path), missing).devices >= 2
+    assert card(Settings(home=tmp_path, gpus="none"), driver(tmp_path, 2)).device == "cpu"
+
+
+def test_a_trainer_sees_as_many_gpus_as_its_job_asks_for() -> None:
+    assert environment(("4", "5", "6"), 2, "gpu") == {"CUDA_VISIBLE_DEVICES": "4,5"}
+    assert environment((), 2, "cpu") == {"CUDA_VISIBLE_DEVICES": ""}
