@@ -1,15 +1,22 @@
 """What Alembic runs: a connection to the URL that `migrations.__main__.upgrade` was given."""
 
 from alembic import context
+from sqlalchemy import text
 
 from jobs.database import Database
 from jobs.tables import Base
 
 database = Database(context.config.attributes["url"])
 with database.engine.connect() as connection:
-    # SQLite cannot alter most things in place: batch mode copies the table.
+    sqlite = database.engine.dialect.name == "sqlite"
+    if sqlite:
+        # SQLite cannot alter most things in place: a table is copied, dropped and renamed, and while it is gone the
+        # rows that refer to it refer to nothing. The switch has no effect inside a transaction, so it comes before.
+        connection.connection.driver_connection.execute("PRAGMA foreign_keys=OFF")
     context.configure(connection, target_metadata=Base.metadata, render_as_batch=True)
     with context.begin_transaction():
         context.run_migrations()
+        if sqlite and (broken := connection.execute(text("PRAGMA foreign_key_check")).all()):
+            raise RuntimeError(f"after the migration {len(broken)} rows refer to nothing; it is rolled back")
     connection.commit()
 database.close()

@@ -1,12 +1,25 @@
-"""A job that an earlier version stored is one that this version can train."""
+"""Jobs survive a change of the schema, up and down, on SQLite and on PostgreSQL."""
 
 import json
-from pathlib import Path
+from collections.abc import Iterator
 
+import pytest
 from alembic import command
-from sqlalchemy import create_engine, text
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, create_engine, inspect, text
 
+from jobs import keys, store, submission, workers
+from jobs import lease as leases
+from jobs.database import Database
+from jobs.keys import Quotas, Scope
+from jobs.requests import JobRequest
+from jobs.settings import Settings
+from jobs.tables import Base
+from jobs.workers import Card
 from migrations.__main__ import configuration, upgrade
+from tests.conftest import job_body
+from tests.jobs.test_lease import record, started, step
+from trainer import events
 from trainer.config import TrainingSpec
 
 # What the first schema's version stored.
@@ -15,13 +28,22 @@ OLD = {
     "dataset": {"source": "python-stdlib"},
     "method": {"name": "full"},
     "optimisation": {"steps": 100, "checkpoint_every": 7, "keep_checkpoints": 3},
+    "resources": {"processes": 2},
 }
+REVISIONS = [script.revision for script in ScriptDirectory.from_config(configuration("")).walk_revisions()][::-1]
 
 
-def test_settings_of_checkpoints_move_into_their_section_and_back(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/jobs.db"
-    command.upgrade(configuration(url), "0001")
-    engine = create_engine(url)
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = create_engine(database_url)
+    yield made
+    made.dispose()
+
+
+def test_a_job_of_the_first_version_can_be_trained_by_this_one_and_goes_back(
+    database_url: str, settings: Settings, engine: Engine
+) -> None:
+    command.upgrade(configuration(database_url), "0001")
     columns = {
         "id": "job", "metadata": "{}", "method": "full", "state": "queued", "created_at": 0, "queued_at": 0,
         "not_before": 0, "fence": 0, "failures": 0, "max_attempts": 3, "step": 0, "steps": 100, "figures": "{}",
@@ -30,15 +52,61 @@ def test_settings_of_checkpoints_move_into_their_section_and_back(tmp_path: Path
     with engine.begin() as connection:
         names = ", ".join(columns)
         connection.execute(text(f"INSERT INTO jobs ({names}) VALUES (:{', :'.join(columns)})"), columns)
+        connection.execute(text("INSERT INTO workers (name, gpus, seen_at) VALUES ('w', '0,1', 5)"))
 
-    def stored() -> dict[str, object]:
-        with engine.connect() as connection:
-            found: dict[str, object] = json.loads(connection.execute(text("SELECT spec FROM jobs")).scalar_one())
-            return found
-
-    upgrade(url)
-    wanted = TrainingSpec.model_validate(stored()).checkpoints
+    upgrade(database_url)
+    database = Database(database_url)
+    job = store.get(database, "job")
+    wanted = TrainingSpec.model_validate(job.spec).checkpoints
     assert (wanted.every, wanted.keep, wanted.keep_best) == (7, 3, True)
-    command.downgrade(configuration(url), "0001")
-    assert stored() == OLD
-    engine.dispose()
+    assert (job.owner, job.priority, job.device, job.devices) == ("", 0, "any", 2)
+    assert job.retry_on == ["infrastructure", "killed", "unknown"]
+    assert leases.claim(database, settings, "job", "w") is not None
+    database.close()
+
+    command.downgrade(configuration(database_url), "0001")
+    with engine.connect() as connection:
+        spec = connection.execute(text("SELECT spec FROM jobs")).scalar_one()
+    assert (spec if isinstance(spec, dict) else json.loads(spec)) == OLD
+
+
+def test_every_step_down_and_up_keeps_the_rows(database: Database, settings: Settings, engine: Engine) -> None:
+    url = database.engine.url.render_as_string(hide_password=False)
+    owner = keys.create(database, "somebody", [Scope.WRITE], Quotas(queued=5))[0].id
+    workers.seen(database, Card("w", "host", "0", ("0",), 1))
+    ids = []
+    for number in range(3):
+        request = JobRequest.model_validate(job_body(name=str(number)))
+        ids.append(submission.create(database, settings, request, owner, f"key-{number}").id)
+    lease = leases.claim(database, settings, ids[0], "w")
+    assert lease is not None
+    saved = events.Checkpointed(step=2, path="/c", bytes=1, seconds=1.0)
+    evaluated = events.Evaluated(step=2, loss=1.0, perplexity=2.7, sequences=1, seconds=1.0)
+    record(database, lease, [started(0), step(1, 1.0), step(2, 2.0), evaluated, saved], 10)
+    before = rows(engine)
+    assert all(before[table] for table in ("jobs", "attempts", "points", "events", "workers", "api_keys", "outbox"))
+
+    for revision in reversed(REVISIONS[:-1]):
+        command.downgrade(configuration(url), revision)
+        kept = rows(engine)
+        assert {table: before[table] for table in kept} == kept, f"down to {revision}"
+    for revision in REVISIONS[1:]:
+        command.upgrade(configuration(url), revision)
+    # What only the newest schema knows is gone; everything else is as it was.
+    assert rows(engine) == before | {"api_keys": 0}
+    again = store.get(database, ids[0])
+    assert (again.state, again.fence, again.devices, again.retry_on) == ("running", 1, 1, list(again.retry_on))
+    assert [p.step for p in store.points(database, ids[0]).items] == [1, 2]
+
+    command.downgrade(configuration(url), "base")
+    assert set(inspect(engine).get_table_names()) == {"alembic_version"}
+
+
+def rows(engine: Engine) -> dict[str, int]:
+    """How many rows each table has, of the tables that there are."""
+    there = set(inspect(engine).get_table_names()) & set(Base.metadata.tables)
+    with engine.connect() as connection:
+        return {
+            table: connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()  # noqa: S608
+            for table in there
+        }
