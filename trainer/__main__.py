@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         # Only now, so that a wrong spec is told within a blink and the launcher of ranks stays small.
         from trainer.train import train
 
-        train(spec, rundir, emit)
+        train(spec, rundir, emit, log.sync)
     except Exception as error:
         leaf = classify(error)
         rank = int(os.environ["RANK"])

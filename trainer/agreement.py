@@ -33,7 +33,7 @@ def all_prepared(spec: TrainingSpec, rundir: RunDir, prepared: bool) -> bool:
     dist.broadcast_object_list(said, src=0)
     problems = _gather(_problem(spec, rundir, where, *said[0]))
     if dist.get_rank() == 0:
-        where.remove(0)
+        where.discard(0, mark)
     for problem in filter(None, problems):
         raise SpecError(problem)
     return True

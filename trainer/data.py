@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from trainer import durable
 from trainer.config import TrainingSpec
 from trainer.documents import documents
 from trainer.errors import DataError, SpecError
@@ -115,15 +116,16 @@ def _tokenise(
         os.fsync(file.fileno())
     check_length(tokens, spec)
     save_tokenizer(tokenizer, rundir.tokenizer)
+    for path in [*rundir.tokenizer.iterdir(), rundir.tokenizer, rundir.root]:
+        durable.sync(path)
     meta = {
         "tokens": tokens,
         "dtype": np.dtype(dtype).name,
         "sha256": sha256.hexdigest(),
         "made_from": _made_from(spec),
     }
-    unfinished = rundir.data / "meta.json.tmp"
-    unfinished.write_text(json.dumps(meta))
-    unfinished.rename(rundir.data / _META)
+    # Last: who finds it takes all that it speaks of for whole.
+    durable.write(rundir.data / _META, json.dumps(meta).encode())
     return True
 
 

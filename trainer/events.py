@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from trainer import durable
+
 log = logging.getLogger("stiefel.trainer")
 
 
@@ -127,10 +129,12 @@ class EventLog:
 
     def __init__(self, path: Path) -> None:
         self.last_step = 0
-        torn = _last_byte(path) not in (b"\n", b"")
+        torn, new = _last_byte(path) not in (b"\n", b""), not path.exists()
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         if torn:  # what an earlier attempt left: the first line of this one shall not be glued to it
             os.write(self._descriptor, b"\n")
+        if new:
+            durable.sync(path.parent)
 
     def write(self, event: Event) -> None:
         # A checkpoint may count only after later steps.
@@ -138,6 +142,11 @@ class EventLog:
         line = event.model_dump_json().encode() + b"\n"
         if os.write(self._descriptor, line) != len(line):
             raise OSError(errno.ENOSPC, "an event could not be written whole: the disk is full")
+
+    def sync(self) -> None:
+        """What is written outlives a power cut afterwards. To be called before a checkpoint counts that is behind it:
+        what is trained again after a power cut is reported again, what is not would be missing from the curve."""
+        os.fsync(self._descriptor)
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -34,7 +34,9 @@ _CALMER = "lower optimisation.learning_rate, lengthen warmup_steps, or set clip_
 class Run:
     """A run in progress on one rank: the engine, the data, the method, and how many steps are done."""
 
-    def __init__(self, spec: TrainingSpec, rundir: RunDir, emit: Emit) -> None:
+    def __init__(
+        self, spec: TrainingSpec, rundir: RunDir, emit: Emit, sync_events: Callable[[], None] = lambda: None
+    ) -> None:
         self.spec, self.rundir = spec, rundir
         self.emit = emit if dist.get_rank() == 0 else nowhere
         self.device = torch.device(deepspeed.get_accelerator().current_device_name())
@@ -49,7 +51,7 @@ class Run:
         where = place.place_of(spec, rundir)
         if spec.checkpoints.url and dist.get_rank() == 0:
             place.check(where)
-        self.writer = Writer(where, spec.checkpoints)
+        self.writer = Writer(where, spec.checkpoints, sync_events)
         resumed = reading.newest_for_all(where)
         self.method = make_method(spec)
         model, self.parameters = assemble(spec, tokenizer, self.method, resumed, partial(sharder, spec))

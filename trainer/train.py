@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -21,10 +21,11 @@ from trainer.run import Emit, Run, nowhere, whole
 from trainer.rundir import RunDir
 
 
-def train(spec: TrainingSpec, rundir: RunDir, emit: Emit) -> None:
+def train(spec: TrainingSpec, rundir: RunDir, emit: Emit, sync_events: Callable[[], None]) -> None:
     """Train to the end of the spec or to a stop request, from the newest checkpoint if there is one.
 
-    Called by every rank. `emit` is called with what happens, on rank 0 alone.
+    Called by every rank. `emit` is called with what happens, on rank 0 alone. So is `sync_events`, after which all that
+    was emitted must outlive a power cut.
     """
     began = time.perf_counter()
     rank, local_rank, world = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
@@ -36,7 +37,7 @@ def train(spec: TrainingSpec, rundir: RunDir, emit: Emit) -> None:
         prepared = data.prepare(spec, rundir, local_rank, emit, stop_request.present)
         with distributed(), nvme.own_directory(of_world, rundir, local_rank) as own:
             stop_request.ranks_have_met()
-            run = Run(own, rundir, emit) if agreement.all_prepared(spec, rundir, prepared) else None
+            run = Run(own, rundir, emit, sync_events) if agreement.all_prepared(spec, rundir, prepared) else None
             if run is not None and _loop(run, stop_request):
                 emit(events.Finished(step=run.step, seconds=time.perf_counter() - began))
                 return

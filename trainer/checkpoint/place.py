@@ -4,17 +4,17 @@ A rank writes its file into a staging directory and hands it over. An object sto
 one: what makes a checkpoint count is its marker, which is written last and removed first.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
 from fsspec.core import url_to_fs
 
+from trainer import durable
 from trainer.config import TrainingSpec
 from trainer.errors import SpecError, TrainerError
 from trainer.rundir import COMPLETE, RunDir, step_directory
@@ -39,7 +39,11 @@ class Place(Protocol):
     def store(self, step: int, name: str) -> None:
         """Take the staged file; durable afterwards."""
 
-    def write(self, step: int, name: str, data: bytes) -> None: ...
+    def write(self, step: int, name: str, data: bytes) -> None:
+        """A small file, whole or as it was before; durable afterwards."""
+
+    def discard(self, step: int, name: str) -> None:
+        """Remove one file that `write` has made, and nothing else."""
 
     def read(self, step: int, name: str) -> bytes:
         """Raises OSError."""
@@ -77,7 +81,8 @@ def check(place: Place) -> None:
     try:
         place.write(0, "check", b"stiefel")
         place.read(0, "check")
-        place.remove(0)
+        # Not more: there may be a checkpoint of step 0.
+        place.discard(0, "check")
     except OSError as error:
         raise TrainerError(f"checkpoints.url: {place.url(0)} cannot be written: {error}") from error
 
@@ -112,14 +117,16 @@ class Directory:
         return self._of(step)
 
     def store(self, step: int, name: str) -> None:
-        _sync(self._of(step) / name)
+        durable.sync(self._of(step) / name)
 
     def write(self, step: int, name: str, data: bytes) -> None:
-        file = self.staging(step) / name
-        file.write_bytes(data)
-        _sync(file)
-        _sync(file.parent)
-        _sync(self._root)
+        durable.write(self.staging(step) / name, data)
+        durable.sync(self._root)
+
+    def discard(self, step: int, name: str) -> None:
+        (self._of(step) / name).unlink()
+        with suppress(OSError):  # not empty: a checkpoint
+            self._of(step).rmdir()
 
     def read(self, step: int, name: str) -> bytes:
         return (self._of(step) / name).read_bytes()
@@ -196,6 +203,10 @@ class Remote:
             self._fs.makedirs(self._of(step), exist_ok=True)
             self._fs.pipe_file(f"{self._of(step)}/{name}", data)
 
+    def discard(self, step: int, name: str) -> None:
+        with self._reaching("remove"):
+            self._fs.rm_file(f"{self._of(step)}/{name}")
+
     def read(self, step: int, name: str) -> bytes:
         with self._reaching("read"):
             data: bytes = self._fs.cat_file(f"{self._of(step)}/{name}")
@@ -212,11 +223,3 @@ class Remote:
 
     def release(self, step: int) -> None:
         shutil.rmtree(self._scratch / f"in-{step_directory(step)}", ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,13 +2,14 @@
 
     begin    collective: every rank copies its share of the whole tensors to host memory      training stands still
     write    each rank by itself, in a thread: file, checksum, upload                         training goes on
-    commit   collective, at the end of a later step: state.json, then the marker              training stands still
+    commit   collective, at the end of a later step: state.json, the events, then the marker  training stands still
 
 A kill at any moment leaves the earlier checkpoints as they were: they are removed only after a commit.
 """
 
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +42,8 @@ class _Pending:
 class Writer:
     """At most one checkpoint is on its way. All methods but `is_written` are collective."""
 
-    def __init__(self, place: Place, wanted: CheckpointSpec) -> None:
-        self._place, self._wanted = place, wanted
+    def __init__(self, place: Place, wanted: CheckpointSpec, sync_events: Callable[[], None]) -> None:
+        self._place, self._wanted, self._sync_events = place, wanted, sync_events
         self._pending: _Pending | None = None
 
     @property
@@ -85,6 +86,8 @@ class Writer:
             bytes_written = sum(file["bytes"] for file in files.values())
             state = json.dumps(pending.state | {"files": files}, indent=1).encode()
             self._place.write(pending.step, STATE, state)
+            # Events of steps before a checkpoint are never reported again: they must be on the disk before it counts.
+            self._sync_events()
             self._place.write(pending.step, COMPLETE, b"")
             self._prune(pending.step)
         now = time.perf_counter()
