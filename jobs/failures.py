@@ -6,7 +6,7 @@ nothing.
 
 from typing import Literal, get_args
 
-from trainer.errors import HostGoneError
+from trainer.errors import HostGoneError, RolledBackError
 
 FailureClass = Literal[
     "out_of_memory_device",
@@ -36,7 +36,7 @@ assert set(MEANINGS) == set(get_args(FailureClass))
 RETRIED_BY_DEFAULT: tuple[FailureClass, ...] = ("infrastructure", "killed", "unknown")
 
 # Names of the trainer that are, to a user, another class.
-_RENAMED = {HostGoneError.name: "infrastructure"}
+_RENAMED = {HostGoneError.name: "infrastructure", RolledBackError.name: "divergence"}
 
 
 def class_of(name: str) -> str:

@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 from trainer.config import TrainingSpec, problems
 from trainer.console import Console
-from trainer.errors import SpecError, TrainerError, classify
+from trainer.errors import RolledBackError, SpecError, TrainerError, classify
 from trainer.events import Event, EventLog, Failed
 from trainer.hosts import torchrun_needed
 from trainer.launch import run_ranks
 from trainer.methodconfig import METHOD_CONFIGS
-from trainer.process import die_with_parent, free_port, leave
+from trainer.process import Origin, die_with_parent, free_port, leave
 from trainer.rundir import RunDir
 
 # Set by whoever starts a trainer and wants it to end with it: the starter's process id.
@@ -42,7 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     rundir = RunDir(arguments.rundir)
     spec = _read_spec(rundir)
     _end_with_parent()
-    if "RANK" not in os.environ:
+    origin, alone = Origin(), "RANK" not in os.environ
+    if alone:
         if spec.resources.hosts > 1:
             raise torchrun_needed(spec, rundir)
         if spec.resources.processes > 1:
@@ -66,6 +67,11 @@ def run(arguments: argparse.Namespace) -> int:
         from trainer.train import train
 
         train(spec, rundir, emit, log.sync)
+    except RolledBackError:
+        # Which rank 0 has reported.
+        if not alone:
+            raise
+        origin.again()
     except Exception as error:
         leaf = classify(error)
         rank = int(os.environ["RANK"])

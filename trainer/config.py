@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from pydantic_core import PydanticCustomError
 
 from trainer.combinations import combination_problem
+from trainer.guard import GuardSpec
 from trainer.methodcheck import problem_of, rank_problem
 from trainer.methodconfig import MethodConfig, TargetedSettings
 from trainer.presets import PRESETS
@@ -250,6 +251,7 @@ class TrainingSpec(_Strict):
     optimisation: Optimisation
     deepspeed: DeepSpeedSpec = DeepSpeedSpec()
     checkpoints: CheckpointSpec = CheckpointSpec()
+    guard: GuardSpec = GuardSpec()
     resources: Resources = Resources()
 
     @model_validator(mode="before")

@@ -46,6 +46,13 @@ class Console:
                 return f"step {event.step}: held-out loss {event.loss:.4f}, perplexity {event.perplexity:.2f}"
             case events.Checkpointed():
                 return f"step {event.step}: checkpoint {event.path} ({event.bytes:,} bytes, {event.seconds:.2f} s)"
+            case events.Spiked():
+                return (
+                    f"step {event.step}: loss {event.loss:.4f} is {event.deviations:.1f} standard deviations above the "
+                    f"usual {event.usual:.4f}"
+                )
+            case events.RolledBack():
+                return f"{event.reason}; going back to step {event.step}, at {event.rate_scale:.3g} × the learning rate"
             case events.Stopped():
                 return f"step {event.step}: stopped on request; without the stop file, run again to go on"
             case events.Finished():

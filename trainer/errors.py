@@ -4,11 +4,12 @@
     ├── SpecError         the specification is wrong, or cannot be met on this machine
     ├── DataError         the dataset is missing, unreadable or too short
     ├── CheckpointError   a checkpoint is missing, incomplete or damaged
-    ├── DivergenceError   the loss or the gradient is no longer a number
+    ├── DivergenceError   the loss or the gradient is no longer a number, or far above what is usual
     ├── OutOfMemoryError  the device has no memory left
     │   └── HostOutOfMemoryError  the host has none
     ├── InfrastructureError   the disk is full or cannot be written, the hub cannot be reached: a later try may do
-    └── HostGoneError     one of several hosts goes away: the others start again without it, or with another
+    ├── HostGoneError     one of several hosts goes away: the others start again without it, or with another
+    └── RolledBackError   the loss has gone wrong: started again, the run goes on from an earlier checkpoint
 
 Everything else is `unknown`. The name travels in the `failed` event and decides whether a retry makes sense.
 """
@@ -69,6 +70,17 @@ class HostGoneError(TrainerError):
     exit_code = 69
 
 
+class RolledBackError(TrainerError):
+    """`step`: of the checkpoint that was gone back to."""
+
+    name = "rolled_back"
+    exit_code = 70
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
 LEAVES = (
     SpecError,
     DataError,
@@ -78,6 +90,7 @@ LEAVES = (
     HostOutOfMemoryError,
     InfrastructureError,
     HostGoneError,
+    RolledBackError,
 )
 
 

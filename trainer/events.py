@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from trainer import durable
+from trainer.errors import RolledBackError
 
 log = logging.getLogger("stiefel.trainer")
 
@@ -93,6 +94,24 @@ class Checkpointed(_Event):
     loss: float | None = Field(default=None, description="on the held-out sequences, where it is known")
 
 
+class Spiked(_Event):
+    """The loss has been far above what is usual for as many steps as guard.patience says."""
+
+    type: Literal["spiked"] = "spiked"
+    loss: float
+    usual: float = Field(description="mean of the last ordinary losses")
+    deviations: float = Field(description="standard deviations of those that the loss is above their mean")
+
+
+class RolledBack(_Event):
+    """The loss went wrong at `from_step`: the trainer starts again, from the checkpoint of `step`."""
+
+    type: Literal["rolled_back"] = "rolled_back"
+    from_step: int
+    rate_scale: float = Field(description="of the learning rate from now on: the product of all rollbacks' factors")
+    reason: str
+
+
 class Stopped(_Event):
     """Ended on request, with a checkpoint of `step`."""
 
@@ -113,7 +132,17 @@ class Failed(_Event):
 
 
 Event = Annotated[
-    Preparing | Started | Step | Switched | Evaluated | Checkpointed | Stopped | Finished | Failed,
+    Preparing
+    | Started
+    | Step
+    | Switched
+    | Evaluated
+    | Checkpointed
+    | Spiked
+    | RolledBack
+    | Stopped
+    | Finished
+    | Failed,
     Field(discriminator="type"),
 ]
 _ANY: TypeAdapter[Event] = TypeAdapter(Event)
@@ -177,7 +206,8 @@ def read_from(path: Path, offset: int) -> tuple[list[tuple[int, Event]], int]:
 def ending(found: Iterable[Event]) -> Finished | Stopped | Failed | None:
     """How training ended, if it did. Of several failures the first is the cause: the other ranks lost their peer.
 
-    What comes before the last start does not count: torchrun has started the ranks again since.
+    What comes before the last start does not count: the ranks have been started again since. A rollback that no start
+    follows is a failure; a later try may do.
     """
     end: Finished | Stopped | Failed | None = None
     for event in found:
@@ -186,7 +216,15 @@ def ending(found: Iterable[Event]) -> Finished | Stopped | Failed | None:
         # Both are reported when all is on disk: what fails on the way out changes nothing about that.
         elif isinstance(event, Finished | Stopped) or (isinstance(event, Failed) and end is None):
             end = event
+        elif isinstance(event, RolledBack) and end is None:
+            end = _not_started_again(event)
     return end
+
+
+def _not_started_again(event: RolledBack) -> Failed:
+    message = f"{event.reason}; gone back to step {event.step}, from which nothing has started again"
+    leaf = RolledBackError
+    return Failed(at=event.at, step=event.step, reason=leaf.name, message=message, retryable=leaf.retryable, rank=0)
 
 
 def _last_byte(path: Path) -> bytes:

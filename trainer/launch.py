@@ -16,15 +16,7 @@ from trainer.rundir import RunDir
 
 
 def run_ranks(rundir: RunDir, processes: int) -> int:
-    """Train with one process per rank and wait; the exit code is that of `trainer.errors`."""
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
-    command = [
-        *(sys.executable, "-m", "trainer.child", str(os.getpid())),
-        *(sys.executable, "-m", "torch.distributed.run"),
-        *("--nproc-per-node", str(processes), "--master-addr", "127.0.0.1", "--master-port", str(free_port())),
-        *("-m", "trainer", "run", str(rundir.root)),
-    ]
-    before = rundir.events.stat().st_size if rundir.events.exists() else 0
+    """Train with one process per rank and wait, and again after a rollback; the exit code is of `trainer.errors`."""
     asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -35,9 +27,24 @@ def run_ranks(rundir: RunDir, processes: int) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
-    code = subprocess.Popen(command, env={"OMP_NUM_THREADS": threads} | os.environ).wait()
+    code = errors.RolledBackError.exit_code
+    while code == errors.RolledBackError.exit_code:
+        code = _run_once(rundir, processes)
     if asked:
         rundir.stop.unlink(missing_ok=True)
+    return code
+
+
+def _run_once(rundir: RunDir, processes: int) -> int:
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    command = [
+        *(sys.executable, "-m", "trainer.child", str(os.getpid())),
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nproc-per-node", str(processes), "--master-addr", "127.0.0.1", "--master-port", str(free_port())),
+        *("-m", "trainer", "run", str(rundir.root)),
+    ]
+    before = rundir.events.stat().st_size if rundir.events.exists() else 0
+    code = subprocess.Popen(command, env={"OMP_NUM_THREADS": threads} | os.environ).wait()
     return _exit_code(code, [event for _, event in events.read_from(rundir.events, before)[0]])
 
 

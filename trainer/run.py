@@ -1,9 +1,11 @@
 """A run in progress: what one rank holds, and the four things it can do with it."""
 
+import math
 import resource
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NoReturn
 
 import deepspeed
 import torch
@@ -12,10 +14,12 @@ import torch.distributed as dist
 from trainer import data, events
 from trainer.assemble import assemble
 from trainer.checkpoint import place, reading
+from trainer.checkpoint.rollback import go_back
 from trainer.checkpoint.writing import Writer
 from trainer.config import TrainingSpec
 from trainer.engine import build_engine, sharder
-from trainer.errors import DivergenceError, SpecError
+from trainer.errors import DivergenceError, RolledBackError, SpecError
+from trainer.guard import Guard
 from trainer.hardware import model_flops_utilization
 from trainer.methods import make_method
 from trainer.rundir import RunDir
@@ -48,11 +52,13 @@ class Run:
         tokenizer = load_tokenizer(spec.tokenizer)
         self.sequences = data.Sequences(spec, rundir.data, dist.get_rank(), self.device)
 
-        where = place.place_of(spec, rundir)
+        self.place = place.place_of(spec, rundir)
         if spec.checkpoints.url and dist.get_rank() == 0:
-            place.check(where)
-        self.writer = Writer(where, spec.checkpoints, sync_events)
-        resumed = reading.newest_for_all(where)
+            place.check(self.place)
+        self.writer = Writer(self.place, spec.checkpoints, sync_events)
+        resumed = reading.newest_for_all(self.place)
+        self.resumed = resumed is not None
+        self.guard = Guard(spec.guard, resumed.guard if resumed else {})
         self.method = make_method(spec)
         model, self.parameters = assemble(spec, tokenizer, self.method, resumed, partial(sharder, spec))
         self.engine = build_engine(spec, model, self.method)
@@ -64,7 +70,7 @@ class Run:
             reading.load_training_state(resumed, self.model, self.shards)
             self.method.load_state(resumed.method)
             self.step = resumed.step
-            where.release(resumed.step)
+            self.place.release(resumed.step)
 
     def started(self) -> events.Started:
         state_bytes = self.shards.state_bytes()
@@ -86,19 +92,19 @@ class Run:
     def train_step(self, stop_requested: Callable[[], bool]) -> bool:
         """One update. True, on all ranks alike, when a stop has been requested."""
         began = time.perf_counter()
-        rate = learning_rate(self.step + 1, self.spec.optimisation)
+        rate = self.guard.rate_scale * learning_rate(self.step + 1, self.spec.optimisation)
         batches = self.sequences.micro_batches(self.step)
         self.model.train()
         made = update(self.engine, self.method, self.shards, self.step, rate, batches, self._seed_step)
         self.step += 1
 
         mean_loss, peak_host, peak_device, stop, written = self._exchange(made.loss, stop_requested())
-        if not torch.isfinite(torch.tensor([mean_loss, made.gradient_norm])).all():
-            raise DivergenceError(
-                f"step {self.step}: loss {mean_loss}, gradient norm {made.gradient_norm}; "
-                f"the last checkpoint is before it; {_CALMER}"
-            )
+        if not (mean_loss < _LARGEST_LOSS and math.isfinite(made.gradient_norm)):
+            # The weights of the step before have this loss.
+            what = f"loss {mean_loss} (it should be below {_LARGEST_LOSS:g}), gradient norm {made.gradient_norm}"
+            self._gone_wrong(what, self.step - 1, self.spec.guard.on_divergence)
         self._report_step(made, mean_loss, time.perf_counter() - began, peak_host, peak_device)
+        self._watch(mean_loss)
         if self.writer.pending and written:
             self.commit()
         return stop
@@ -126,7 +132,8 @@ class Run:
         dist.all_reduce(totals)
         loss, count = float(totals[0] / totals[1]), int(totals[1])
         if not loss < _LARGEST_LOSS:
-            raise DivergenceError(f"step {self.step}: held-out loss {loss}; {_CALMER}")
+            what = f"held-out loss {loss} (it should be below {_LARGEST_LOSS:g})"
+            self._gone_wrong(what, self.step, self.spec.guard.on_divergence)
         perplexity = float(torch.tensor(loss, dtype=torch.float64).exp())
         seconds = time.perf_counter() - began
         self.emit(events.Evaluated(step=self.step, loss=loss, perplexity=perplexity, sequences=count, seconds=seconds))
@@ -137,13 +144,49 @@ class Run:
         this returns; else it is committed after a later step."""
         if self.writer.pending:
             self.commit()
-        self.writer.begin(self.model, self.shards, self.step, self.method.state(), loss)
+        self.writer.begin(self.model, self.shards, self.step, self.method.state(), self.guard.state(), loss)
         if wait or not self.spec.checkpoints.asynchronous:
             self.commit()
 
     def commit(self) -> None:
         """Finish the checkpoint that is being written."""
         self.emit(self.writer.commit())
+
+    def _watch(self, loss: float) -> None:
+        spike, wanted = self.guard.observe(loss), self.spec.guard
+        if spike is None:
+            return
+        self.emit(events.Spiked(step=self.step, loss=loss, usual=spike.usual, deviations=spike.deviations))
+        if wanted.on_spike != "report":
+            far = f"{spike.deviations:.1f} standard deviations above the usual {spike.usual:.4f}"
+            what = f"loss {loss:.4f}, {far}, and high for {wanted.patience} steps"
+            self._gone_wrong(what, self.step - wanted.patience, wanted.on_spike)
+
+    def _gone_wrong(self, what: str, suspect: int, answer: str) -> NoReturn:
+        """Fail, or go back to before `suspect`, the first step whose weights may be spoilt. Collective."""
+        told, guard, wanted = f"step {self.step}: {what}", self.guard, self.spec.guard
+        if answer == "stop":
+            raise DivergenceError(
+                f"{told}; {_CALMER}, or have the run go back by itself (guard.on_divergence, on_spike)"
+            )
+        if guard.rollbacks >= wanted.most_rollbacks:
+            raise DivergenceError(
+                f"{told}; the run has gone back {guard.rollbacks} times, guard.most_rollbacks allows no more, and its "
+                f"rate was {guard.rate_scale:.3g} × optimisation.learning_rate; {_CALMER}"
+            )
+        if self.writer.pending_before(suspect):
+            self.commit()
+        scale = guard.rate_scale * wanted.rate_factor
+        found: list[Any] = [None]
+        if dist.get_rank() == 0:
+            found = [go_back(self.place, suspect, guard.rollbacks + 1, scale)]
+            if found[0] is not None:
+                back = events.RolledBack(step=found[0], from_step=self.step, rate_scale=scale, reason=told)
+                self.emit(back)
+        dist.broadcast_object_list(found, src=0)
+        if found[0] is None:
+            raise DivergenceError(f"{told}; no checkpoint of before is left to go back to; {_CALMER}")
+        raise RolledBackError(f"{told}; started again, the run goes on from step {found[0]}", found[0])
 
     def _report_step(self, made: Update, loss: float, seconds: float, peak_host: int, peak_device: int) -> None:
         """`loss` and the peaks are the ranks' together. Called with `step` already counted."""

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from trainer import agreement, data, events, nvme
 from trainer.config import TrainingSpec
-from trainer.errors import HostGoneError, SpecError
+from trainer.errors import HostGoneError, RolledBackError, SpecError
 from trainer.hosts import for_world
 from trainer.run import Emit, Run, nowhere, whole
 from trainer.rundir import RunDir
@@ -25,27 +25,40 @@ def train(spec: TrainingSpec, rundir: RunDir, emit: Emit, sync_events: Callable[
     """Train to the end of the spec or to a stop request, from the newest checkpoint if there is one.
 
     Called by every rank. `emit` is called with what happens, on rank 0 alone. So is `sync_events`, after which all that
-    was emitted must outlive a power cut.
+    was emitted must outlive a power cut. Raises RolledBackError, on every rank, where this is to be done again from the
+    beginning, in new processes.
     """
-    began = time.perf_counter()
-    rank, local_rank, world = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
-    emit = emit if rank == 0 else nowhere
-    of_world = for_world(spec, world)
+    world = int(os.environ["WORLD_SIZE"])
+    emit = emit if int(os.environ["RANK"]) == 0 else nowhere
     with _StopRequest(rundir, alone=world == 1) as stop_request:
-        # Before the ranks meet: none of them may wait in a collective for as long as this can take.
-        nvme.check(spec.deepspeed, lambda what: emit(events.Preparing(step=0, what=what)))
-        prepared = data.prepare(spec, rundir, local_rank, emit, stop_request.present)
-        with distributed(), nvme.own_directory(of_world, rundir, local_rank) as own:
-            stop_request.ranks_have_met()
-            run = Run(own, rundir, emit, sync_events) if agreement.all_prepared(spec, rundir, prepared) else None
-            if run is not None and _loop(run, stop_request):
-                emit(events.Finished(step=run.step, seconds=time.perf_counter() - began))
-                return
-            step = run.step if run else 0
-            # A signal to one of several hosts takes that host away; only the file ends the run.
-            if spec.resources.hosts > 1 and not agreement.any_rank(rundir.stop.exists()):
-                raise HostGoneError(f"step {step}: a host was told to end; the others go on from the last checkpoint")
-            emit(events.Stopped(step=step))
+        try:
+            _train(spec, rundir, emit, sync_events, stop_request)
+        except RolledBackError as back:
+            if not stop_request.last_look():
+                raise
+            emit(events.Stopped(step=back.step))
+
+
+def _train(
+    spec: TrainingSpec, rundir: RunDir, emit: Emit, sync_events: Callable[[], None], stop_request: "_StopRequest"
+) -> None:
+    began = time.perf_counter()
+    local_rank, world = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
+    of_world = for_world(spec, world)
+    # Before the ranks meet: none of them may wait in a collective for as long as this can take.
+    nvme.check(spec.deepspeed, lambda what: emit(events.Preparing(step=0, what=what)))
+    prepared = data.prepare(spec, rundir, local_rank, emit, stop_request.present)
+    with distributed(), nvme.own_directory(of_world, rundir, local_rank) as own:
+        stop_request.ranks_have_met()
+        run = Run(own, rundir, emit, sync_events) if agreement.all_prepared(spec, rundir, prepared) else None
+        if run is not None and _loop(run, stop_request):
+            emit(events.Finished(step=run.step, seconds=time.perf_counter() - began))
+            return
+        step = run.step if run else 0
+        # A signal to one of several hosts takes that host away; only the file ends the run.
+        if spec.resources.hosts > 1 and not agreement.any_rank(rundir.stop.exists()):
+            raise HostGoneError(f"step {step}: a host was told to end; the others go on from the last checkpoint")
+        emit(events.Stopped(step=step))
 
 
 def _loop(run: Run, stop_request: "_StopRequest") -> bool:
@@ -54,7 +67,9 @@ def _loop(run: Run, stop_request: "_StopRequest") -> bool:
     steps = whole(optimisation.steps)
     run.emit(run.started())
     if run.step == 0:
-        run.evaluate()
+        loss = run.evaluate()
+        if run.spec.guard.rolls_back and not run.resumed:
+            run.save(loss, wait=False)  # so that there is always one to go back to
     while run.step < steps:
         stop = run.train_step(stop_request.present)
         last = run.step == steps
@@ -94,12 +109,25 @@ class _StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def last_look(self) -> bool:
+        """Whether this process, which is about to be started again, was asked to stop.
+
+        Signals that come later wait, for the program that it becomes. Of several ranks the answer is no: torchrun's
+        signals tell of a peer that was quicker to leave, and what was asked of all is in the file, for the next ranks.
+        """
+        if not self._alone:
+            return False
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._previous)
+        return self.present()
+
     def ranks_have_met(self) -> None:
         if signal.SIGTERM not in self._previous:
             self._obey(signal.SIGTERM)
 
     def _obey(self, number: signal.Signals) -> None:
         self._previous[number] = signal.signal(number, self._on_signal)
+        # What has waited since the last look of the program before.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signalled = True

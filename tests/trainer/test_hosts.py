@@ -123,6 +123,7 @@ def test_several_hosts_without_torchrun_are_told_what_to_type(tmp_path: Path) ->
 
 STARTED = {"type": "started", "steps": 9, "processes": 2, "device": "cpu", "parameters": 1, "trained_parameters": 1}
 STARTED |= {"optimizer_state_bytes": 1, "full_adamw_state_bytes": 1, "tokens_per_step": 1, "training_tokens": 1}
+ROLLED_BACK = {"type": "rolled_back", "from_step": 5, "rate_scale": 0.5, "reason": "step 5: loss nan"}
 FINISHED, STOPPED = {"type": "finished", "seconds": 1}, {"type": "stopped"}
 
 
@@ -141,6 +142,12 @@ def failed(reason: str) -> dict[str, Any]:
         ([failed("bad_data")], 1, 65),
         ([STARTED], -9, 137),
         ([STARTED, failed("unknown"), STARTED], 1, 1),
+        ([STARTED, ROLLED_BACK], 1, 70),
+        ([STARTED, ROLLED_BACK, failed("unknown")], 1, 70),
+        ([STARTED, failed("out_of_memory"), ROLLED_BACK], 1, 68),
+        ([STARTED, ROLLED_BACK, STARTED, failed("divergence")], 1, 67),
+        ([STARTED, ROLLED_BACK, STARTED, FINISHED], 0, 0),
+        ([STARTED, ROLLED_BACK, STOPPED], 0, 0),
     ],
 )
 def test_the_exit_code_is_of_what_happened_since_the_last_start(

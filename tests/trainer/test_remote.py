@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fsspec.core import url_to_fs
 
 from tests.s3 import S3
@@ -15,9 +16,10 @@ from tests.trainer.test_checkpoint import everything
 from trainer import events
 from trainer.checkpoint import reading
 from trainer.checkpoint.place import Remote, place_of
-from trainer.errors import SpecError, TrainerError
+from trainer.errors import RolledBackError, SpecError, TrainerError
 from trainer.run import Run
 from trainer.rundir import RunDir
+from trainer.zero import shape_of
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -75,6 +77,21 @@ def test_a_run_goes_on_on_another_machine_from_what_is_in_the_store(store: Any, 
     after = everything(there)
     assert all((after[key] == value) is True or bool((after[key] == value).all()) for key, value in before.items())
     assert not list(RunDir(tmp_path / "there" / "run").root.rglob("*.safetensors"))
+
+
+def test_another_machine_goes_on_behind_a_rollback(store: Any, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"guard": {"on_divergence": "roll_back"}}
+    run, _ = start(tmp_path / "here", **changes)
+    run.save()  # of step 0, which the check of the place at a start must leave alone
+    for scale in (0.5, 0.25):
+        for _ in range(2):
+            run.train_step(lambda: False)
+        norm = run.model.get_parameter("model.norm.weight")
+        run.shards.write(norm, torch.full(shape_of(norm), float("nan")))
+        with pytest.raises(RolledBackError):
+            run.train_step(lambda: False)
+        run, _ = start(tmp_path / f"there, {scale}", **changes)
+        assert (run.step, run.resumed, run.guard.rate_scale) == (0, True, scale)
 
 
 def test_a_damaged_object_is_noticed_and_the_checkpoint_before_is_used(store: Any, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainer.checkpoint.layout import FORMAT, STATE, digest, state_buffers
 from trainer.checkpoint.place import Place
+from trainer.checkpoint.rollback import record_of
 from trainer.errors import CheckpointError
 from trainer.zero import Shards
 
@@ -30,6 +31,7 @@ class Checkpoint:
     loss: float | None
     counts: dict[str, int]
     method: dict[str, Any]
+    guard: dict[str, Any]
     files: dict[str, dict[str, Any]]
 
 
@@ -107,8 +109,10 @@ def _state(place: Place, step: int) -> Checkpoint:
         s = json.loads(place.read(step, STATE))
         if s["format"] != FORMAT:
             raise CheckpointError(f"{place.url(step)} has format {s['format']}, this version reads {FORMAT}")
+        # Checkpoints of earlier versions know of no guard.
+        guard = s.get("guard", {}) | (record_of(place, step) or {})
         directory = place.fetch(step, [])
-        return Checkpoint(place.url(step), directory, s["step"], s["loss"], s["counts"], s["method"], s["files"])
+        return Checkpoint(place.url(step), directory, s["step"], s["loss"], s["counts"], s["method"], guard, s["files"])
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{place.url(step)}/{STATE} cannot be read: {error!r}") from error
 

@@ -51,12 +51,24 @@ class Writer:
         """Whether a checkpoint waits for its commit; equal on all ranks."""
         return self._pending is not None
 
+    def pending_before(self, step: int) -> bool:
+        """Whether one of an earlier step does."""
+        return self._pending is not None and self._pending.step < step
+
     @property
     def is_written(self) -> bool:
         """Whether this rank's part of it is done, or has failed."""
         return self._pending is None or self._pending.future.done()
 
-    def begin(self, model: nn.Module, shards: Shards, step: int, method: dict[str, Any], loss: float | None) -> None:
+    def begin(
+        self,
+        model: nn.Module,
+        shards: Shards,
+        step: int,
+        method: dict[str, Any],
+        guard: dict[str, Any],
+        loss: float | None,
+    ) -> None:
         """Copy the state of `step`, whose held-out loss is `loss`, and write it in the background."""
         assert self._pending is None, "commit the one before first"
         began = time.perf_counter()
@@ -64,7 +76,8 @@ class Writer:
             self._place.sweep()
             # What is complete of this very step is damaged, or it would not be trained again.
             self._place.remove(step)
-        state = {"format": FORMAT, "step": step, "loss": loss, "counts": shards.counts(), "method": method}
+        known = {"step": step, "loss": loss, "counts": shards.counts(), "method": method, "guard": guard}
+        state = {"format": FORMAT} | known
         mine = _snapshot(model, shards)
         dist.barrier()
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -89,7 +102,9 @@ class Writer:
             # Events of steps before a checkpoint are never reported again: they must be on the disk before it counts.
             self._sync_events()
             self._place.write(pending.step, COMPLETE, b"")
-            self._prune(pending.step)
+            # Amid high steps, those from before them may be needed to go back to.
+            if not pending.state["guard"]["high"]:
+                self._prune(pending.step)
         now = time.perf_counter()
         return Checkpointed(
             step=pending.step,
