@@ -184,6 +184,25 @@ def test_a_stop_file_ends_the_run_on_every_host(home: Path) -> None:
     assert last.step < STEPS
 
 
+@pytest.mark.matrix
+def test_a_rollback_starts_the_ranks_of_every_host_again(home: Path) -> None:
+    # At this rate the loss leaves after a step; with a thousandth of it training is quick.
+    optimisation = {"steps": 12, "learning_rate": 10.0, "warmup_steps": 0, "evaluate_every": 4}
+    guard = {"on_divergence": "roll_back", "rate_factor": 0.001}
+    wanted = spec(home, method="full", resources=TWO_HOSTS, optimisation=optimisation, guard=guard)
+    rundir = RunDir(home / "rolled-back")
+    rundir.root.mkdir()
+    rundir.spec.write_text(wanted.model_dump_json())
+    with Agents(home / "logs-rolled-back") as agents:
+        agents.wait(*[agents.start(rundir, place) for place in (0, 1)])
+    found = list(events.read(rundir.events))
+    [back] = [event for event in found if isinstance(event, events.RolledBack)]
+    steps = [event.step for event in found[found.index(back) :] if isinstance(event, events.Step)]
+    assert steps == list(range(back.step + 1, 13))
+    assert starts(rundir) == [(0, 2), (back.step, 2)]
+    assert isinstance(found[-1], events.Finished)
+
+
 @pytest.fixture
 def namespaces() -> Iterator[list[tuple[list[str], str, str]]]:
     """Two network namespaces with one cable between them."""

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,32 @@ def test_by_default_a_loss_that_is_no_number_ends_the_run_as_diverged(tmp_path: 
     assert "step 1: loss nan" in done.stderr
     failed = json.loads(rundir.events.read_text().splitlines()[-1])
     assert (failed["type"], failed["reason"], failed["retryable"]) == ("failed", "divergence", False)
+
+
+def test_the_new_program_has_what_the_first_was_given_and_nothing_else(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from trainer.process import Origin\n"
+        "origin, log, given = Origin(), Path(sys.argv[1]), int(sys.argv[2])\n"
+        "names = [os.readlink(f'/proc/self/fd/{path.name}') for path in Path('/dev/fd').iterdir()\n"
+        "         if os.path.exists(path)]\n"
+        "line = [os.getpid(), sys.flags.utf8_mode, os.environ.get('OURS'), os.fstat(given).st_ino,\n"
+        "        any(name.endswith('leaked') for name in names)]\n"
+        "log.open('a').write(repr(line) + '\\n')\n"
+        "os.environ['OURS'] = 'changed'\n"
+        "leaked = os.open(log.with_name('leaked'), os.O_CREAT)\n"
+        "os.set_inheritable(leaked, True)  # as native code does that does not care\n"
+        "if len(log.read_text().splitlines()) < 2:\n"
+        "    origin.again()\n"
+    )
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    command = [sys.executable, "-X", "utf8=1", str(program), str(tmp_path / "log"), str(descriptor)]
+    environment = os.environ | {"OURS": "given", "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run(command, check=True, pass_fds=(descriptor,), env=environment)
+    os.close(descriptor)
+    first, second = (tmp_path / "log").read_text().splitlines()
+    assert first == second
+    assert ", 'given', " in second
+    assert second.endswith("False]")
