@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from trainer import access
 from trainer.config import TrainingSpec, problems
 from trainer.console import Console
 from trainer.errors import RolledBackError, SpecError, TrainerError, classify
@@ -63,6 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
         console.show(event)
 
     try:
+        access.check(spec, access.Access.of_environment())
+        if spec.resources.device == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # Only now, so that a wrong spec is told within a blink and the launcher of ranks stays small.
         from trainer.train import train
 

@@ -12,6 +12,7 @@ from glob import has_magic, iglob
 from pathlib import Path
 
 from trainer.config import DirectoryModel, HubDataset, HubModel, JsonlDataset, TextDataset, TrainingSpec
+from trainer.errors import SpecError
 
 _READABLE, _WRITABLE, _CODE = "STIEFEL_READABLE", "STIEFEL_WRITABLE", "STIEFEL_TRUST_REMOTE_CODE"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -19,7 +20,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _BETWEEN = "\n"
 
 
-class Outside(Exception):
+class Outside(SpecError):
     """`field` names what lies outside; `reason` says of what."""
 
     def __init__(self, field: str, reason: str) -> None:

@@ -4,6 +4,7 @@ RUNDIR/
   spec.json                   what to train (TrainingSpec), written before the start
   events.jsonl                what happened, one event a line, appended by the trainer
   stop                        a request: present means "checkpoint and end at the next step boundary"
+  lease                       until when a supervisor vouches for the run; past it, the same as a stop
   log.txt                     standard output and error of the processes
   data/                       the tokenised dataset
   data.lock                   held by the host that tokenises
@@ -12,6 +13,7 @@ RUNDIR/
 """
 
 import os
+import time
 from pathlib import Path
 
 COMPLETE = "COMPLETE"
@@ -28,6 +30,7 @@ class RunDir:
         self.spec = self.root / "spec.json"
         self.events = self.root / "events.jsonl"
         self.stop = self.root / "stop"
+        self.lease = self.root / "lease"
         self.log = self.root / "log.txt"
         self.data = self.root / "data"
         self.data_lock = self.root / "data.lock"
@@ -36,6 +39,21 @@ class RunDir:
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / step_directory(step)
+
+    def vouch_until(self, deadline: float) -> None:
+        """`deadline`: seconds of this machine's monotonic clock. Written in place, which a full disk allows too."""
+        descriptor = os.open(self.lease, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(descriptor, f"{deadline:024.6f}\n".encode(), 0)
+        finally:
+            os.close(descriptor)
+
+    def is_vouched_for(self) -> bool:
+        """False once the supervisor has not been heard of for as long as it may. Without a lease nobody has to."""
+        try:
+            return time.monotonic() <= float(self.lease.read_text())
+        except FileNotFoundError:
+            return True
 
     def log_tail(self, size: int) -> str:
         """The last `size` bytes of the log, whole lines; empty if there is none."""

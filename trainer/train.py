@@ -45,6 +45,8 @@ def _train(
     began = time.perf_counter()
     local_rank, world = int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"])
     of_world = for_world(spec, world)
+    if spec.resources.device == "gpu" and not torch.cuda.is_available():
+        raise SpecError("resources.device: 'gpu' is asked for, and torch finds none here; use 'any' or 'cpu'")
     # Before the ranks meet: none of them may wait in a collective for as long as this can take.
     nvme.check(spec.deepspeed, lambda what: emit(events.Preparing(step=0, what=what)))
     prepared = data.prepare(spec, rundir, local_rank, emit, stop_request.present)
@@ -86,18 +88,20 @@ def _loop(run: Run, stop_request: "_StopRequest") -> bool:
 class _StopRequest:
     """A stop file in the run directory, SIGTERM or Ctrl-C: each is obeyed at the next step boundary.
 
+    So is a lease that has run out: the supervisor is stopped or hangs, and somebody else may want to train this.
+
     Until several ranks have met, SIGTERM ends a rank on the spot: it comes from torchrun, since another rank has failed
     and would be waited for in vain, or this host is taken away; and there is nothing yet to save.
     """
 
     def __init__(self, rundir: RunDir, alone: bool) -> None:
-        self._file = rundir.stop
+        self._rundir, self._file = rundir, rundir.stop
         self._signalled = False
         self._alone = alone
         self._previous: dict[signal.Signals, Any] = {}
 
     def present(self) -> bool:
-        return self._signalled or self._file.exists()
+        return self._signalled or self._file.exists() or not self._rundir.is_vouched_for()
 
     def __enter__(self) -> "_StopRequest":
         self._obey(signal.SIGINT)

@@ -1,12 +1,12 @@
 """Starting and ending a trainer, and keeping two trainers apart: off one set of GPUs, and off one run directory."""
 
-import contextlib
 import fcntl
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from jobs import access
 from jobs.settings import Settings
 from jobs.tables import Job
 from jobs.workers import Card
+from trainer import durable
 from trainer.config import TrainingSpec
 from trainer.rundir import RunDir
 from worker.devices import environment
@@ -66,17 +67,35 @@ def run_lock(run_directory: str) -> Locks:
     return Locks([Path(run_directory) / "lock"])
 
 
-@dataclass
 class Trainer:
     """A running trainer process, leader of its own session and process group."""
 
-    process: subprocess.Popen[bytes]
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        # A supervisor and its watchdog look at it and end it.
+        self._lock = threading.Lock()
 
-    def kill(self) -> None:
-        """SIGKILL to the whole group. Ranks under torchrun follow: each asked to die with its parent."""
-        with contextlib.suppress(ProcessLookupError):  # ended by itself a moment ago: what we wanted
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Without collecting it: until `kill` does, the kernel gives its number to nobody else."""
+        with self._lock:
+            if self._process.returncode is not None:
+                return True
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def kill(self) -> int:
+        """SIGKILL to the whole group; the exit code. Ranks under torchrun follow: each asked to die with its parent.
+
+        Also of one that has ended: somebody of its group may be left. Twice, it changes nothing.
+        """
+        with self._lock:
+            if self._process.returncode is None:
+                os.killpg(self.pid, signal.SIGKILL)
+            return self._process.wait()
 
 
 def prepare(job: Job) -> RunDir:
@@ -84,9 +103,7 @@ def prepare(job: Job) -> RunDir:
     rundir = RunDir(job.run_directory)
     rundir.root.mkdir(parents=True, exist_ok=True)
     spec = TrainingSpec.model_validate(job.spec)
-    unfinished = rundir.spec.with_suffix(".tmp")
-    unfinished.write_text(spec.model_dump_json(indent=1))
-    unfinished.rename(rundir.spec)
+    durable.write(rundir.spec, spec.model_dump_json(indent=1).encode())
     rundir.stop.unlink(missing_ok=True)
     return rundir
 

@@ -143,11 +143,12 @@ class _Attempt:
         if self.problem is not None:
             raise self.problem
         rundir = prepare(self.job)
+        rundir.vouch_until(self.lease_ends)
         self.began = rundir.events.stat().st_size if rundir.events.exists() else 0
         self.offset = self._patiently(lambda: reports.events_offset(self.database, self.lease, self.began))
         kernel_kills = out_of_memory_kills()
         trainer = start(rundir, self.settings, self.card, self.job, self.descriptors)
-        log.info("%s: attempt %d, trainer %d", self.lease.job_id, self.lease.fence, trainer.process.pid)
+        log.info("%s: attempt %d, trainer %d", self.lease.job_id, self.lease.fence, trainer.pid)
         watchdog = threading.Thread(target=self._kill_without_lease, args=(trainer,), daemon=True)
         watchdog.start()
         try:
@@ -157,19 +158,21 @@ class _Attempt:
         finally:
             # Whatever went wrong here, no trainer is left behind without a supervisor.
             trainer.kill()
+            # Whoever trains this directory by hand needs nobody to vouch for it.
+            rundir.lease.unlink(missing_ok=True)
         if time.monotonic() > self.lease_ends:
             raise LeaseLost(self.lease.job_id, self.lease.fence)
         kernel_kills = out_of_memory_kills() - kernel_kills
-        return outcome_of(rundir, trainer.process.returncode, self.found, killed, kernel_kills)
+        return outcome_of(rundir, trainer.kill(), self.found, killed, kernel_kills)
 
     def _accompany(self, rundir: RunDir, trainer: Trainer) -> bool:
         """Until the trainer ends. True if it had to be killed because it did not stop when asked to."""
         next_beat = 0.0
         stop_asked: float | None = None
-        while trainer.process.poll() is None:
+        while not trainer.ended:
             try:
                 if time.monotonic() >= next_beat:
-                    self._beat()
+                    self._beat(rundir)
                     next_beat = time.monotonic() + self.settings.beat_seconds
                 self._store_events(rundir)
                 if time.monotonic() >= self.next_measurement:
@@ -191,10 +194,12 @@ class _Attempt:
         lease_ends_soon = time.monotonic() > self.lease_ends - self.settings.lease_seconds / 4
         return self.wishes.stop or lease_ends_soon or self.shutdown()
 
-    def _beat(self) -> None:
+    def _beat(self, rundir: RunDir) -> None:
         asked = time.monotonic()
         self.wishes = leases.beat(self.database, self.settings, self.lease)
         self.lease_ends = asked + self.settings.lease_seconds
+        # The trainer keeps time too, in case this process cannot: stopped, or without a processor.
+        rundir.vouch_until(self.lease_ends)
 
     def _store_events(self, rundir: RunDir) -> None:
         found, offset = read_from(rundir.events, self.offset)
@@ -210,7 +215,7 @@ class _Attempt:
 
     def _kill_without_lease(self, trainer: Trainer) -> None:
         """The deadline holds even while this worker waits for an answer of the database."""
-        while trainer.process.poll() is None:
+        while not trainer.ended:
             if time.monotonic() > self.lease_ends:
                 log.warning("%s: the lease has run out; its trainer is killed", self.lease.job_id)
                 trainer.kill()
@@ -249,5 +254,5 @@ def _size(directory: Path) -> int:
 def _sleep_until_exit(trainer: Trainer, seconds: float) -> None:
     """Sleep, but wake up when the trainer ends."""
     deadline = time.monotonic() + seconds
-    while trainer.process.poll() is None and time.monotonic() < deadline:
+    while not trainer.ended and time.monotonic() < deadline:
         time.sleep(min(0.05, seconds))

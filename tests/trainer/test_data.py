@@ -165,3 +165,21 @@ def test_half_a_surrogate_pair_is_no_text(tmp_path: Path) -> None:
     file.write_text('{"text": "fine"}\n{"text": "\\ud83d"}\n')
     with pytest.raises(DataError, match="a.jsonl, line 2 holds half of a surrogate pair"):
         read(source="jsonl", files=[str(file)])
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bz2", "lzma", "zip"])
+def test_packed_files_are_refused_unopened(tmp_path: Path, kind: str) -> None:
+    """A bomb: 10 kB that would be 10 MB."""
+    import importlib
+    import zipfile
+
+    packed = tmp_path / "packed.jsonl"
+    if kind == "zip":
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.jsonl", b"0" * 10_000_000)
+    else:
+        packed.write_bytes(importlib.import_module(kind).compress(b"0" * 10_000_000))
+    for source in ("text", "jsonl"):
+        dataset: DatasetSpec = TypeAdapter(DatasetSpec).validate_python({"source": source, "files": [str(packed)]})
+        with pytest.raises(DataError, match=r"is packed \(.*\); unpack it first"):
+            list(documents(dataset))

@@ -16,7 +16,7 @@ from fsspec.core import url_to_fs
 
 from trainer import durable
 from trainer.config import TrainingSpec
-from trainer.errors import SpecError, TrainerError
+from trainer.errors import InfrastructureError, SpecError
 from trainer.rundir import COMPLETE, RunDir, step_directory
 
 _STEP = re.compile(r"step-(\d{8})")
@@ -77,14 +77,14 @@ def place_of(spec: TrainingSpec, rundir: RunDir) -> Place:
 
 def check(place: Place) -> None:
     """Write, read and remove a few bytes: what cannot be written is to be known at the start, not at the first
-    checkpoint. Raises TrainerError, to be tried again, because a store may be out of reach for a while."""
+    checkpoint. Raises InfrastructureError, to be tried again, because a store may be out of reach for a while."""
     try:
         place.write(0, "check", b"stiefel")
         place.read(0, "check")
         # Not more: there may be a checkpoint of step 0.
         place.discard(0, "check")
     except OSError as error:
-        raise TrainerError(f"checkpoints.url: {place.url(0)} cannot be written: {error}") from error
+        raise InfrastructureError(f"checkpoints.url: {place.url(0)} cannot be written: {error}") from error
 
 
 class Directory:

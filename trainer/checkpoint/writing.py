@@ -22,7 +22,7 @@ from trainer.checkpoint.layout import FORMAT, STATE, digest, state_buffers
 from trainer.checkpoint.place import Place
 from trainer.checkpoint.retention import kept
 from trainer.config import CheckpointSpec
-from trainer.errors import TrainerError
+from trainer.errors import InfrastructureError
 from trainer.events import Checkpointed
 from trainer.rundir import COMPLETE
 from trainer.zero import Shards, shape_of
@@ -89,7 +89,7 @@ class Writer:
     def commit(self) -> Checkpointed:
         """Make it count, after waiting for its files where they are not written yet; then drop what is not kept.
 
-        Raises TrainerError, on every rank, where a rank could not write: a later try may.
+        Raises InfrastructureError, on every rank, where a rank could not write: a later try may.
         """
         assert self._pending is not None
         pending, self._pending = self._pending, None
@@ -132,7 +132,8 @@ class Writer:
         dist.all_gather_object(answers, answer)
         if failed := [text for text in answers if isinstance(text, str)]:
             url = self._place.url(pending.step)
-            raise TrainerError(f"{url} could not be written: {'; '.join(failed)}; free space or repair the place")
+            causes = "; ".join(failed)
+            raise InfrastructureError(f"{url} could not be written: {causes}; free space or repair the place")
         return dict(answers)
 
     def _prune(self, step: int) -> None:
