@@ -18,12 +18,13 @@ import httpx
 import redis
 
 from cli.broker import BrokerConfig, find_server
+from jobs.settings import Settings
 from trainer.process import free_port
 
 log = logging.getLogger("stiefel.stack")
 
-# A trainer ends at a step boundary and then writes its checkpoint.
-_WORKER_SECONDS = 60
+# A worker that is told to end waits for its trainer's last checkpoint, for the grace period, and then says goodbye.
+_GOODBYE_SECONDS = 15
 
 
 class StackError(Exception):
@@ -75,6 +76,8 @@ class Stack:
         _check_port(self.port)
         self._settings = {k: v for k, v in os.environ.items() if k.startswith("STIEFEL_")} | self.environment
         self._settings["STIEFEL_HOME"] = str(self.home)
+        grace = self._settings.get("STIEFEL_GRACE_SECONDS", Settings.model_fields["grace_seconds"].default)
+        self._worker_seconds = float(grace) + _GOODBYE_SECONDS
         # It listens on the loopback interface alone.
         self._settings.setdefault("STIEFEL_AUTH", "off")
         try:
@@ -102,7 +105,7 @@ class Stack:
         for child in workers:
             self._process(child.name).terminate()
         for child in workers:
-            self._end(child, _WORKER_SECONDS)
+            self._end(child, self._worker_seconds)
         for child in others:
             self._process(child.name).terminate()
             self._end(child, 10)
@@ -123,7 +126,7 @@ class Stack:
 
     def restart(self, name: str) -> None:
         """Start one child again that has ended, or is about to."""
-        self._process(name).wait(_WORKER_SECONDS)
+        self._process(name).wait(self._worker_seconds)
         self._spawn(self.children[name])
 
     def pid(self, name: str) -> int:

@@ -94,6 +94,13 @@ def claim(
         return Lease(job_id, job.fence)
 
 
+def wishes(database: Database, lease: Lease) -> Wishes:
+    """What is wanted, without renewing anything. Raises LeaseLost."""
+    with database.reading() as session:
+        job = session.get(Job, lease.job_id)
+    return _wishes(_standing(job, lease))
+
+
 def beat(database: Database, settings: Settings, lease: Lease) -> Wishes:
     """Renew the lease, account for the device time, and see what is wanted. Raises LeaseLost."""
     with database.transaction() as session:
@@ -105,11 +112,7 @@ def beat(database: Database, settings: Settings, lease: Lease) -> Wishes:
             job.pause_requested_at = at
             limit = key.max_device_hours
             add_event(session, job.id, "pause_requested", None, {"reason": f"all {limit:g} device hours are used up"})
-        return Wishes(
-            cancel=job.cancel_requested_at is not None,
-            pause=job.pause_requested_at is not None,
-            preempt=job.preempt_requested_at is not None,
-        )
+        return _wishes(job)
 
 
 def measured(database: Database, lease: Lease, storage_bytes: int) -> None:
@@ -219,10 +222,21 @@ def end_attempt(
 
 def locked(session: Session, lease: Lease) -> Job:
     """The job, held until the transaction ends, if the lease still stands. Raises LeaseLost."""
-    job = session.scalar(select(Job).where(Job.id == lease.job_id).with_for_update())
+    return _standing(session.scalar(select(Job).where(Job.id == lease.job_id).with_for_update()), lease)
+
+
+def _standing(job: Job | None, lease: Lease) -> Job:
     if job is None or job.fence != lease.fence or job.state != State.RUNNING:
         raise LeaseLost(lease.job_id, lease.fence)
     return job
+
+
+def _wishes(job: Job) -> Wishes:
+    return Wishes(
+        cancel=job.cancel_requested_at is not None,
+        pause=job.pause_requested_at is not None,
+        preempt=job.preempt_requested_at is not None,
+    )
 
 
 def _announce_next_of_owner(session: Session, job: Job) -> None:

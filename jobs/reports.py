@@ -60,6 +60,11 @@ def _apply(database: Database, session: Session, job: Job, event: events.Event, 
             figures |= {"evaluation_loss": event.loss, "perplexity": event.perplexity}
         case events.Checkpointed():
             _upsert(database, session, CheckpointRow, job.id, values)
+        case events.Spiked():
+            figures["spikes"] = figures.get("spikes", 0) + 1
+        case events.RolledBack():
+            figures["rollbacks"] = figures.get("rollbacks", 0) + 1
+            figures["rate_scale"] = event.rate_scale
         case events.Preparing():
             figures["preparing"] = event.what
     # Steps are points; news of how far a preparation has got is of no use afterwards.

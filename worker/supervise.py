@@ -174,6 +174,8 @@ class _Attempt:
                 if time.monotonic() >= next_beat:
                     self._beat(rundir)
                     next_beat = time.monotonic() + self.settings.beat_seconds
+                else:
+                    self.wishes = leases.wishes(self.database, self.lease)
                 self._store_events(rundir)
                 if time.monotonic() >= self.next_measurement:
                     self._measure(rundir)
