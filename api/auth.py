@@ -34,7 +34,9 @@ def _with(scope: Scope) -> Callable[..., Caller]:
             return keys.EVERYBODY
         found = _identified(request, given, credentials)
         if scope not in found.scopes:
-            raise NotPermitted(f"this needs an API key with the scope {scope}; yours has {', '.join(found.scopes)}")
+            raise NotPermitted(
+                f"this needs an API key with the scope {scope}; yours has {', '.join(sorted(found.scopes))}"
+            )
         return found
 
     return caller
