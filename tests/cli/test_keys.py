@@ -85,11 +85,11 @@ def test_an_administrator_drains_a_worker(stack: Stack) -> None:
     assert "there is no worker 'nobody'" in unknown.stderr
 
 
-@pytest.mark.parametrize(
-    "command", ["keys create", "keys list", "keys revoke", "workers list", "workers drain", "delete"]
-)
+COMMANDS = ("keys create", "keys list", "keys revoke", "workers list", "workers drain", "workers undrain", "delete")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(stack: Stack, command: str) -> None:
     done = stiefel(stack, *command.split(), "--help")
     assert done.returncode == 0
-    if command != "keys list":
-        assert "example" in done.stdout
+    assert "example" in done.stdout
