@@ -14,6 +14,7 @@ from api.answers import answer
 from api.auth import NotPermitted, Unauthenticated
 from api.limits import TooManyRequests
 from jobs.errors import (
+    FilesInUse,
     Forbidden,
     IdempotencyReused,
     JobNotFound,
@@ -80,6 +81,12 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(WrongState)
     def wrong_state(_: Request, error: WrongState) -> JSONResponse:
         return answer(409, str(error), "conflict_error", None, "wrong_state")
+
+    @app.exception_handler(FilesInUse)
+    def files_in_use(_: Request, error: FilesInUse) -> JSONResponse:
+        response = answer(409, str(error), "conflict_error", None, "files_in_use")
+        del response.headers["x-should-retry"]
+        return response
 
     @app.exception_handler(UnknownCursor)
     def unknown_cursor(_: Request, error: UnknownCursor) -> JSONResponse:

@@ -6,6 +6,7 @@ JobsError
 ├── KeyNotFound        no API key has this id
 ├── UnknownCursor      no job has the id that a page was to begin behind
 ├── WrongState         the job's state does not allow the operation
+├── FilesInUse         a job's files cannot be removed just now
 ├── IdempotencyReused  the same Idempotency-Key came with another request
 ├── QuotaExceeded      the API key has used up what it may use
 ├── Forbidden          a file or place lies outside what the installation allows
@@ -40,6 +41,11 @@ class UnknownCursor(JobsError):
 class WrongState(JobsError):
     def __init__(self, job_id: str, state: str, operation: str, needed: str) -> None:
         super().__init__(f"job {job_id} is {state}: only a {needed} job can be {operation}")
+
+
+class FilesInUse(JobsError):
+    def __init__(self, job_id: str, reason: str) -> None:
+        super().__init__(f"the files of job {job_id} cannot be removed at the moment: {reason}; try again")
 
 
 class IdempotencyReused(JobsError):

@@ -153,6 +153,13 @@ def may_run_one_more(session: Session, owner: str) -> bool:
     return not device_hours_used_up(key)
 
 
+def at_their_limit(session: Session) -> list[str]:
+    """The owners of whom no further job may start now."""
+    limited = ApiKey.max_running.is_not(None) | ApiKey.max_device_hours.is_not(None)
+    owners = session.scalars(select(ApiKey.id).where(limited)).all()
+    return [owner for owner in owners if not may_run_one_more(session, owner)]
+
+
 def device_hours_used_up(key: ApiKey) -> bool:
     return key.max_device_hours is not None and key.device_seconds >= key.max_device_hours * 3600
 

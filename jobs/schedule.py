@@ -32,7 +32,9 @@ def candidates(database: Database, card: workers.Card) -> Sequence[Job]:
     """What the worker may try to claim, best first."""
     fitting = _in_order().where(Job.devices <= card.devices, Job.device.in_(("any", card.device)))
     with database.reading() as session:
-        return session.scalars(fitting.limit(_HEAD)).all()
+        # Left out here already: else the queue's head could be theirs alone.
+        allowed = fitting.where(Job.owner.not_in(keys.at_their_limit(session)))
+        return session.scalars(allowed.limit(_HEAD)).all()
 
 
 def waiting(database: Database, settings: Settings, job: Job) -> Waiting | None:
@@ -51,7 +53,7 @@ def waiting(database: Database, settings: Settings, job: Job) -> Waiting | None:
             return Waiting(False, "its API key has as many jobs running as it may, or no device hours left")
         if all(worker.drain_requested_at is not None for worker in fitting):
             return Waiting(False, "every worker that fits is drained")
-        ahead = [other.id for other in session.scalars(_in_order()).all()]
+        ahead = session.scalars(_in_order().with_only_columns(Job.id)).all()
     before = ahead.index(job.id) if job.id in ahead else 0
     return Waiting(False, f"{before} {'job is' if before == 1 else 'jobs are'} before it in the queue")
 

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from jobs import counters, keys
 from jobs.database import Database, clock
-from jobs.errors import JobNotFound, WrongState
+from jobs.errors import FilesInUse, JobNotFound, WrongState
 from jobs.journal import add_event, announce_later
 from jobs.states import TERMINAL, State
 from jobs.tables import Attempt, CheckpointRow, Evaluation, Job, JobEvent, Outbox, Point
@@ -69,9 +69,10 @@ def resume(database: Database, job_id: str) -> Job:
 
 
 def remove(database: Database, job_id: str) -> None:
-    """A job that has ended → ∅, its run directory with it. What lies in an object store stays.
+    """A job that has ended → ∅, and its run directory, where this process sees it. What is in an object store stays.
 
-    Called again after it was interrupted, it goes on. Raises WrongState where the job has not ended.
+    Called again after it was interrupted, it goes on. Raises WrongState where the job has not ended, and FilesInUse,
+    say because a trainer that outlived its worker has not yet noticed.
     """
     with database.reading() as session:
         job = session.get(Job, job_id)
@@ -82,7 +83,10 @@ def remove(database: Database, job_id: str) -> None:
     # The files first: without the row nobody would find them again.
     directory = Path(job.run_directory)
     if directory.exists():
-        shutil.rmtree(directory)
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            raise FilesInUse(job_id, str(error)) from error
     with database.transaction() as session:
         for table in (Attempt, Outbox, JobEvent, Point, Evaluation, CheckpointRow):
             session.execute(delete(table).where(table.job_id == job_id))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -210,7 +211,9 @@ def test_device_hours_are_counted_and_end_a_job_with_a_checkpoint_when_used_up(
         assert "device hours" in refused.json()["error"]["message"]
 
 
-def test_storage_is_limited_and_deleting_an_ended_job_frees_it(office: Office, database: Database) -> None:
+def test_storage_is_limited_and_deleting_an_ended_job_frees_it(
+    office: Office, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = office.client(quotas=Quotas(storage_bytes=1000))
     job = post(client)
     lease = leases.claim(database, office.settings, job, "w")
@@ -224,6 +227,14 @@ def test_storage_is_limited_and_deleting_an_ended_job_frees_it(office: Office, d
     run = office.settings.runs / job
     run.mkdir(parents=True)
     (run / "events.jsonl").write_text("x")
+
+    def busy(_: Path) -> None:
+        raise OSError(39, "Directory not empty")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("jobs.wishes.shutil.rmtree", busy)
+        in_use = client.delete(f"/v1/jobs/{job}")
+    assert (in_use.status_code, in_use.json()["error"]["code"]) == (409, "files_in_use")
     assert client.delete(f"/v1/jobs/{job}").status_code == 204
     assert not run.exists()
     assert client.get(f"/v1/jobs/{job}").status_code == 404

@@ -59,6 +59,14 @@ def test_a_hundred_jobs_of_one_owner_do_not_keep_out_the_one_of_another(database
     assert order(database) == [mine.id, theirs[1].id, theirs[2].id]
 
 
+def test_jobs_of_an_owner_at_its_limit_hide_nobody_else_s(database: Database, settings: Settings) -> None:
+    greedy = keys.create(database, "o", [Scope.WRITE], Quotas(running=0))[0].id
+    for _ in range(25):
+        submit(database, settings, owner=greedy, priority=9)
+    mine = submit(database, settings)
+    assert order(database) == [mine.id]
+
+
 def test_a_worker_is_offered_what_fits_it(database: Database, settings: Settings) -> None:
     any_two, gpu, cpu, any_four = (
         submit(database, settings, devices, device).id
