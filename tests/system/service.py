@@ -1,5 +1,6 @@
 """A running stack as a test sees it: through HTTP, and by its processes."""
 
+import fcntl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,9 @@ import psutil
 
 from cli.stack import Stack
 from tests.conftest import job_body
+from tests.system.processes import TrainerProcess, alive, trainer_processes
+from trainer import events
+from trainer.rundir import RunDir
 
 QUICK = {
     "STIEFEL_LEASE_SECONDS": "4",
@@ -69,13 +73,50 @@ class Service:
             time.sleep(0.1)
         return job
 
-    def trainers(self, job_id: str) -> list[psutil.Process]:
-        """Every live process that trains this job: torchrun and its ranks."""
-        found = []
-        for process in psutil.process_iter():
+    def until(self, holds: Callable[[], bool], what: str) -> None:
+        """For what the API cannot tell, or not while a part of the service is dead."""
+        deadline = time.monotonic() + SECONDS
+        while not holds():
+            assert time.monotonic() < deadline, f"still waiting for {what}"
+            time.sleep(0.05)
+
+    def outcomes(self, job_id: str) -> list[str | None]:
+        return [attempt["outcome"] for attempt in self.job(job_id)["attempts"]]
+
+    def rundir(self, job_id: str) -> RunDir:
+        return RunDir(self.stack.home / "runs" / job_id)
+
+    def reported(self, job_id: str) -> int:
+        """The newest step in events.jsonl, whether the database knows it or not."""
+        steps = [event.step for event in events.read(self.rundir(job_id).events)]
+        return steps[-1] if steps else 0
+
+    def is_locked(self, job_id: str) -> bool:
+        """Whether a worker or its trainer has the run directory."""
+        with (self.rundir(job_id).root / "lock").open() as file:
             try:
-                if any(job_id in part for part in process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except psutil.NoSuchProcess:
-                continue
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def trainers(self, job_id: str) -> list[psutil.Process]:
+        """Every live process that trains this job: the launcher of ranks, torchrun, and the ranks."""
+        return [one.process for one in self.roles(job_id)]
+
+    def roles(self, job_id: str) -> list[TrainerProcess]:
+        """`trainers`, each with what it does."""
+        return [one for one in trainer_processes(self.stack.home / "runs") if one.job_id == job_id]
+
+    def role(self, job_id: str, name: str) -> psutil.Process:
+        (found,) = [one.process for one in self.roles(job_id) if one.role == name]
         return found
+
+    def worker_of(self, job_id: str) -> str:
+        return str(self.job(job_id)["attempts"][-1]["worker"])
+
+    def worker_processes(self, name: str) -> tuple[psutil.Process, psutil.Process]:
+        """A worker's main process, which talks to the broker, and its child, which supervises the trainer."""
+        main = psutil.Process(self.stack.pid(name))
+        (child,) = [child for child in main.children() if alive(child)]
+        return main, child

@@ -1,6 +1,5 @@
 """Parts of the service die; no job is lost, and none is trained twice."""
 
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ import psutil
 import pytest
 
 from tests.system.service import Service, running
+from tests.system.watch import Watch
 from trainer.checkpoint.place import Directory
 from trainer.rundir import RunDir
 
@@ -137,9 +137,8 @@ def test_of_two_workers_the_idle_one_takes_the_next_job_at_once(tmp_path: Path) 
 
 def test_a_job_is_never_trained_twice_at_once(tmp_path: Path, undisturbed: list[tuple[int, float]]) -> None:
     """Its worker dies, its trainer is slow to end, and another worker waits: the other one must wait longer."""
-    with running(tmp_path, workers=2) as service, Watch(service) as watch:
+    with running(tmp_path, workers=2) as service, Watch(service.stack.home / "runs") as watch:
         job_id = service.submit(**LONG)
-        watch.job_id = job_id
         service.wait_for_step(job_id, 45)
         (trainer,) = service.trainers(job_id)
         # It hangs, as in a step that takes minutes, while its worker dies and its lease runs out.
@@ -156,29 +155,6 @@ def test_a_job_is_never_trained_twice_at_once(tmp_path: Path, undisturbed: list[
         job = service.wait(job_id, "succeeded")
         assert [attempt["outcome"] for attempt in job["attempts"]] == ["lost", "succeeded"]
         assert service.curve(job_id) == undisturbed
-    assert watch.looks > 20
-    assert watch.most == 1
-
-
-class Watch(threading.Thread):
-    """Counts, all the while, how many processes train a job of one rank."""
-
-    def __init__(self, service: Service) -> None:
-        super().__init__(daemon=True)
-        self.service, self.job_id = service, ""
-        self.most = self.looks = 0
-        self.over = threading.Event()
-
-    def run(self) -> None:
-        while not self.over.wait(0.05):
-            if self.job_id:
-                self.looks += 1
-                self.most = max(self.most, len(self.service.trainers(self.job_id)))
-
-    def __enter__(self) -> "Watch":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.join()
+    assert watch.busy > 20
+    assert watch.most[job_id] == 1
+    assert watch.overlaps == []

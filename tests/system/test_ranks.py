@@ -1,0 +1,80 @@
+"""A trainer of two ranks is five processes with the worker's child; each of them may die."""
+
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.system.processes import alive, kill
+from tests.system.service import Service, running
+from tests.system.watch import Watch
+
+TWO_RANKS = {
+    "resources": {"processes": 2},
+    "deepspeed": {"zero_stage": 2},
+    "optimisation": {"steps": 100, "evaluate_every": 100},
+    "checkpoints": {"every": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(tmp_path_factory.mktemp("ranks"), workers=2) as started:
+        yield started
+
+
+@pytest.fixture
+def watch(service: Service) -> Iterator[Watch]:
+    with Watch(service.stack.home / "runs") as started:
+        yield started
+    assert started.busy > 20
+    assert started.overlaps == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(service: Service) -> list[tuple[int, float]]:
+    job_id = service.submit(**TWO_RANKS)
+    service.wait(job_id, "succeeded")
+    return service.curve(job_id)
+
+
+@pytest.mark.parametrize("role", ["rank-0", "rank-1", "torchrun", "trainer"])
+def test_a_job_of_two_ranks_goes_on_whichever_of_its_processes_is_killed(
+    service: Service, undisturbed: list[tuple[int, float]], watch: Watch, role: str
+) -> None:
+    job_id = service.submit(**TWO_RANKS)
+    service.wait_for_step(job_id, 25)
+    others = service.trainers(job_id)
+    assert sorted(one.role for one in service.roles(job_id)) == ["rank-0", "rank-1", "torchrun", "trainer"]
+    kill([service.role(job_id, role)])
+    psutil.wait_procs(others, timeout=60)
+    assert not any(map(alive, others))
+    service.wait(job_id, "succeeded")
+    assert service.outcomes(job_id) == ["failed", "succeeded"]
+    assert service.curve(job_id) == undisturbed
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the launcher of ranks does not hand the locks on to torchrun (trainer/launch.py, Popen closes them)",
+)
+def test_ranks_without_worker_and_launcher_keep_others_off_their_gpus(
+    service: Service, undisturbed: list[tuple[int, float]]
+) -> None:
+    """A rank hangs in a long step while all above torchrun are killed, as by an operator who tidies up."""
+    job_id = service.submit(**TWO_RANKS)
+    service.wait_for_step(job_id, 25)
+    rank, name = service.role(job_id, "rank-1"), service.worker_of(job_id)
+    rank.suspend()
+    try:
+        with Watch(service.stack.home / "runs") as watch:
+            kill([*service.worker_processes(name), service.role(job_id, "trainer")])
+            service.stack.restart(name)
+            service.wait(job_id, "queued")
+            looks = watch.looks
+            service.until(lambda: watch.looks > looks + 100 or watch.overlaps != [], "five seconds of looking")
+        assert watch.overlaps == []
+    finally:
+        rank.resume()
+    service.wait(job_id, "succeeded")
+    assert service.curve(job_id) == undisturbed
