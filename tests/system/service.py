@@ -45,7 +45,10 @@ class Service:
         self.stack, self.http = stack, http
 
     def submit(self, **changes: Any) -> str:
-        answer = self.http.post("/v1/jobs", json=job_body(**changes))
+        return self.submit_body(job_body(**changes))
+
+    def submit_body(self, body: dict[str, Any]) -> str:
+        answer = self.http.post("/v1/jobs", json=body)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
 
