@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from tests.chaos.specs import Curve, curve_of
 from tests.chaos.world import World
 from tests.system.watch import Overlap
-from trainer.checkpoint.place import Directory
-from trainer.checkpoint.reading import newest
-from trainer.errors import CheckpointError
 from trainer.rundir import RunDir
 
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -17,7 +14,7 @@ CLOSE = 5  # how many differences of a curve are named
 
 @dataclass(frozen=True)
 class Seen:
-    """A job at the end. `checkpoint`: the step of the newest one, or why it cannot be read; None where there is none."""
+    """A job at the end. `checkpoint`: the step of the newest, or why it cannot be read; None where there is none."""
 
     job_id: str
     spec: str
@@ -54,11 +51,6 @@ def _seen(world: World, job_id: str, spec: str) -> Seen:
     job, events = get(), get("/events?limit=1000")
     assert not events["has_more"], f"{job_id} has more than a thousand events"
     kinds = [event["type"] for event in events["data"]]  # type: ignore[attr-defined]
-    try:
-        found = newest(Directory(RunDir(str(job["run_directory"])).checkpoints))
-        checkpoint: int | str | None = found.step if found else None
-    except CheckpointError as error:
-        checkpoint = str(error)
     return Seen(
         job_id,
         spec,
@@ -67,8 +59,25 @@ def _seen(world: World, job_id: str, spec: str) -> Seen:
         curve=curve_of(get("/metrics?limit=10000")),
         attempts=tuple(str(attempt["outcome"]) for attempt in job["attempts"]),  # type: ignore[attr-defined]
         endings=tuple(kind for kind in kinds if kind in TERMINAL),
-        checkpoint=checkpoint,
+        checkpoint=_newest_checkpoint(RunDir(str(job["run_directory"]))),
     )
+
+
+def _newest_checkpoint(rundir: RunDir) -> int | str | None:
+    """Its step, after all its checksums; or why there is none that can be read."""
+    # Here alone: this loads torch and DeepSpeed, for which nobody who asks for help shall wait.
+    from trainer.checkpoint.place import Directory
+    from trainer.checkpoint.reading import newest
+    from trainer.errors import CheckpointError
+
+    place = Directory(rundir.checkpoints)
+    try:
+        found = newest(place)
+    except CheckpointError as error:
+        return str(error)
+    if found and found.step != place.complete_steps()[-1]:
+        return f"step {place.complete_steps()[-1]} says that it is complete, and cannot be read"
+    return found.step if found else None
 
 
 def broken(
@@ -81,9 +90,8 @@ def broken(
 ) -> list[Broken]:
     """`accepted`: what was answered 201; `cancelled`: of these, what a user wanted to cancel."""
     by_id = {job.job_id: job for job in jobs}
-    found = [
-        Broken("no accepted job is lost", job_id, "the API does not know it") for job_id in set(accepted) - set(by_id)
-    ]
+    lost = sorted(set(accepted) - set(by_id))
+    found = [Broken("no accepted job is lost", job_id, "the API does not know it") for job_id in lost]
     for job in by_id.values():
         found += _of_state(job, job.job_id in set(cancelled))
         found += _of_curve(job, curves[job.spec])

@@ -53,7 +53,7 @@ def _stopped(name: str) -> Callable[[World, Fault], Hit]:
     return stopped
 
 
-# ---------------------------------------------------------------------------------------------------------------- worker
+# --------------------------------------------------------------------------------------------------------------- worker
 
 
 def _busy_first(world: World) -> list[str]:
@@ -126,7 +126,7 @@ def _worker_and_trainer_stopped(world: World, fault: Fault) -> Hit:
     return f"{name} and {len(trainers)} processes of its trainer for {fault.seconds:g} s"
 
 
-# --------------------------------------------------------------------------------------------------------------- trainer
+# -------------------------------------------------------------------------------------------------------------- trainer
 
 
 def _whole_trainer(world: World, fault: Fault) -> tuple[str, list[psutil.Process]]:
@@ -176,7 +176,7 @@ def _rank_stopped(world: World, fault: Fault) -> Hit:
     return f"{one.role} of {one.job_id} for {fault.seconds:g} s"
 
 
-# --------------------------------------------------------------------------------------------------- broker and database
+# -------------------------------------------------------------------------------------------------- broker and database
 
 
 def _broker_emptied(world: World, fault: Fault) -> Hit:
@@ -220,7 +220,7 @@ def _power_cut(world: World, fault: Fault) -> Hit:
     return f"{len(everything)} processes for {fault.seconds:g} s"
 
 
-# ------------------------------------------------------------------------------------------------------------------ users
+# ---------------------------------------------------------------------------------------------------------------- users
 
 
 def _paused_and_resumed(world: World, fault: Fault) -> Hit:

@@ -4,10 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import trainer
 from tests.conftest import job_body
@@ -74,5 +73,5 @@ def _fingerprint(body: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode())
     for file in sorted(Path(trainer.__path__[0]).rglob("*.py")):
         digest.update(file.read_bytes())
-    digest.update(torch.__version__.encode())
+    digest.update(version("torch").encode())
     return digest.hexdigest()[:16]

@@ -48,7 +48,7 @@ class World:
     def runs(self) -> Path:
         return self.stack.home / "runs"
 
-    # ------------------------------------------------------------------------------------------------ what is there
+    # ---------------------------------------------------------------------------------------------------- what is there
 
     def workers(self) -> list[str]:
         """Names of the workers whose main process lives."""
@@ -67,7 +67,7 @@ class World:
         found += [one.process for one in self.trainers()]
         return list(dict.fromkeys(found + (self.server.processes if self.server else [])))
 
-    # -------------------------------------------------------------------------------------------- what is done to it
+    # ----------------------------------------------------------------------------------------------- what is done to it
 
     def later(self, seconds: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._later, (self.now + seconds, next(self._order), act))
@@ -98,7 +98,7 @@ class World:
         """Nothing is left to be undone."""
         return not self._later
 
-    # --------------------------------------------------------------------------------------------- what users ask for
+    # ----------------------------------------------------------------------------------------------- what users ask for
 
     def submit(self, spec: str, body: dict[str, Any]) -> str | None:
         """The new job's id; None where the answer was no 201: then nothing is promised."""

@@ -57,7 +57,7 @@ def tree(pid: int) -> list[psutil.Process]:
 
 @dataclass(frozen=True)
 class TrainerProcess:
-    """A process that works in a run directory. `role`: `trainer` (also the launcher of ranks), `torchrun`, `rank-0` …"""
+    """A process that works in a run directory. `role`: trainer (also the launcher of ranks), torchrun, rank-0 …"""
 
     process: psutil.Process
     job_id: str

@@ -96,7 +96,7 @@ def test_a_new_job_on_a_full_disk_says_so(service: Service, undisturbed: list[tu
 
 @pytest.mark.xfail(
     strict=True,
-    reason="locks are taken before the claim, and what goes wrong there reaches no attempt (worker/launch.py)",
+    reason="locks are taken before the claim, and what goes wrong there reaches no attempt (worker/supervise.py)",
 )
 def test_a_disk_that_became_read_only_fails_the_attempt_with_its_name(
     service: Service, undisturbed: list[tuple[int, float]], paused: str

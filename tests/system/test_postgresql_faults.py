@@ -1,4 +1,4 @@
-"""The database server dies while a job runs; the trainer goes on, and what it reported is stored when the server is back.
+"""The database server dies while a job runs; training goes on, and what it reported is stored when the server is back.
 
 The tests that fake an outage are in tests/worker; here the server is a real one.
 """
