@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cli.stack import Stack
@@ -20,8 +20,10 @@ from tests.system.watch import Watch
 
 # So many jobs are unfinished at a time, as long as the plan has some.
 _AT_ONCE = 3
+# A fault that finds nothing of its kind comes back after so many seconds: the rank that it needs may start soon.
+_AGAIN = 1.5
 # For the end: from the last fault on, and for each job that is unfinished then.
-_PATIENCE, _PATIENCE_PER_JOB = 90.0, 45.0
+_PATIENCE, _PATIENCE_PER_JOB = 120.0, 90.0
 
 _SETTINGS = QUICK | {
     "STIEFEL_LEASE_SECONDS": str(LEASE),
@@ -88,9 +90,13 @@ def _disturb(world: World, plan: Plan, result: Result) -> None:
             next_look = world.now + 1.0
         if faults and world.now >= faults[0].at:
             fault = faults.pop(0)
-            hit = strike(world, fault)
-            (result.struck if hit else result.missed)[fault.kind] += 1
-            world.say(f"{fault.kind}: {hit or 'nothing to hit'}")
+            if hit := strike(world, fault):
+                result.struck[fault.kind] += 1
+                world.say(f"{fault.kind}: {hit}")
+            elif world.now + _AGAIN < plan.seconds:
+                faults = sorted([replace(fault, at=world.now + _AGAIN), *faults], key=lambda fault: fault.at)
+            else:
+                result.missed[fault.kind] += 1
         time.sleep(0.05)
 
 

@@ -24,11 +24,11 @@ def _body(steps: int, every: int, method: dict[str, Any], ranks: int = 1, stage:
 
 # Each trains for some seconds, so that most faults find it at work.
 SPECS: dict[str, dict[str, Any]] = {
-    "galore": _body(500, 50, {"name": "galore", "rank": 16, "period": 20}),
-    "full": _body(400, 40, {"name": "full"}),
-    "golore": _body(300, 60, {"name": "golore", "rank": 8, "period": 25}, stage=0),
-    "galore-two-ranks": _body(250, 25, {"name": "galore", "rank": 16, "period": 20}, ranks=2),
-    "full-two-ranks": _body(200, 50, {"name": "full"}, ranks=2, stage=3),
+    "galore": _body(300, 30, {"name": "galore", "rank": 16, "period": 20}),
+    "full": _body(240, 40, {"name": "full"}),
+    "golore": _body(200, 50, {"name": "golore", "rank": 8, "period": 25}, stage=0),
+    "galore-two-ranks": _body(160, 20, {"name": "galore", "rank": 16, "period": 20}, ranks=2),
+    "full-two-ranks": _body(120, 30, {"name": "full"}, ranks=2, stage=3),
 }
 TWO_RANKS = tuple(name for name, body in SPECS.items() if body["resources"]["processes"] == 2)
 

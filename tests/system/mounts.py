@@ -11,7 +11,7 @@ import pytest
 
 @contextmanager
 def small_disk(at: Path, megabytes: int) -> Iterator[Path]:
-    """A disk of so many megabytes at the directory `at`. Where that is not permitted, the test is skipped and says so."""
+    """A disk of so many megabytes at `at`. Skips the test, with the reason, where it may not be mounted."""
     at.mkdir(parents=True)
     made = _run("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "stiefel-test", str(at))
     if made.returncode != 0:
