@@ -7,13 +7,14 @@ BIN    := $(VENV)/bin
 # Files in their order: the slow ones are not among the last.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
-.PHONY: help setup demo up test test-matrix check format clean
+.PHONY: help setup demo up test test-matrix chaos check format clean
 
 help:
 	@echo "make demo    set up, then train a small LLaMA with GaLore through the whole service (about 2 minutes)"
 	@echo "make up      set up, then run the service on this machine until Ctrl-C"
 	@echo "make test    set up, then run all tests (real Valkey, real PostgreSQL, both started by the tests)"
 	@echo "make test-matrix  set up, then all tests with every combination of docs/zero.md, and write its tables (about an hour)"
+	@echo "make chaos   set up, then break the service at random under SEEDS on both databases, and judge it (about 20 minutes)"
 	@echo "make check   set up, then ruff, mypy and the import contracts"
 	@echo "make format  let ruff rewrite what it can"
 
@@ -42,6 +43,15 @@ test-matrix: setup
 	@mkdir -p $(dir $(MATRIX)) && rm -f $(MATRIX)
 	STIEFEL_MATRIX_RESULTS=$(abspath $(MATRIX)) $(PYTEST) -m 'matrix or not matrix'; status=$$?; \
 	$(BIN)/python -m tests.distributed.report $(MATRIX) && exit $$status
+
+# Seconds of faults in each campaign, and one campaign for each seed and database.
+SECONDS := 120
+SEEDS   := 1 2 3
+
+chaos: setup
+	@mkdir -p .stiefel; status=0; for database in sqlite postgresql; do \
+	$(BIN)/python -m tests.chaos --seed $(SEEDS) --seconds $(SECONDS) --database $$database \
+		--report .stiefel/chaos-$$database.md || status=1; done; exit $$status
 
 check: setup
 	$(BIN)/ruff check .

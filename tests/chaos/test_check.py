@@ -11,6 +11,7 @@ import pytest
 
 from tests.chaos.check import Seen, broken
 from tests.chaos.specs import Curve
+from tests.system.processes import trainer_processes
 from tests.system.watch import Overlap, Watch
 
 CURVE = Curve(tuple((step, 1 / step) for step in range(1, 11)), ((0, 9.0), (5, 4.0), (10, 1.0)))
@@ -113,11 +114,12 @@ class Impostors:
         self.stack = stack
 
     def start(self, runs: Path, job_id: str, worker: str) -> None:
-        child = f"import subprocess, sys; subprocess.run(['sleep', '60', {str(runs / job_id)!r}])"
         code = (
-            f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}, {str(runs / job_id)!r}])"
+            "import os, time\n"
+            "parent = os.getpid()\n"
+            "if os.fork(): print(flush=True)\n"
+            "while os.getpid() == parent or os.getppid() == parent: time.sleep(0.05)"
         )
-        code = f"{code}; print(flush=True); time.sleep(60)"
         process = self.stack.enter_context(
             subprocess.Popen(
                 [sys.executable, "-c", code, str(runs / job_id)],
@@ -134,6 +136,7 @@ class Impostors:
 def test_the_watch_takes_a_trainer_with_its_children_for_one(tmp_path: Path, impostors: Impostors) -> None:
     impostors.start(tmp_path, "job-a", "worker-1")
     impostors.start(tmp_path, "job-b", "worker-2")
+    assert len(trainer_processes(tmp_path)) == 4
     watch = Watch(tmp_path)
     watch.look()
     assert watch.most == {"job-a": 1, "worker-1": 1, "job-b": 1, "worker-2": 1}

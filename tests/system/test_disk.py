@@ -66,19 +66,44 @@ def test_a_full_disk_fails_the_attempt_and_the_job_goes_on_when_there_is_space(
     assert service.curve(paused) == undisturbed
 
 
-def test_a_disk_that_fills_up_while_a_job_trains_is_named(
+def fill_up_while_it_trains(service: Service, job_id: str) -> dict[str, Any]:
+    """Why the attempt failed; the disk is free again."""
+    file = fill(service.stack.home / "runs", 0)
+    try:
+        return failed_attempt(service, job_id)
+    finally:
+        file.unlink()
+
+
+def test_a_disk_that_fills_up_while_a_job_trains_costs_an_attempt_and_no_step(
     service: Service, undisturbed: list[tuple[int, float]]
 ) -> None:
     job_id = service.submit(**JOB)
     service.wait_for_step(job_id, 10)
-    file = fill(service.stack.home / "runs", 0)
-    try:
-        error = failed_attempt(service, job_id)
-        print(error)
-    finally:
-        file.unlink()
+    fill_up_while_it_trains(service, job_id)
     service.wait(job_id, "succeeded")
     assert service.curve(job_id) == undisturbed
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a trainer that cannot write its last event dies untold (trainer/__main__.py, worker/outcome.py)",
+)
+def test_a_disk_that_is_so_full_that_no_event_can_be_written_is_named(service: Service) -> None:
+    """The log lies elsewhere, and no checkpoint is due, so that it is the events that fail."""
+    job_id = service.submit(optimisation={"steps": 2000, "evaluate_every": 2000}, checkpoints={"every": 2000})
+    service.wait_for_step(job_id, 5)
+    service.http.post(f"/v1/jobs/{job_id}/pause")
+    at = service.wait(job_id, "paused")["progress"]["step"]
+    log, elsewhere = service.rundir(job_id).log, service.stack.home / "log.txt"
+    log.rename(elsewhere)
+    log.symlink_to(elsewhere)
+    service.http.post(f"/v1/jobs/{job_id}/resume")
+    service.wait_for_step(job_id, at + 1)
+    try:
+        error = fill_up_while_it_trains(service, job_id)
+    finally:
+        service.http.post(f"/v1/jobs/{job_id}/cancel")
     assert "No space left on device" in error["message"]
 
 
