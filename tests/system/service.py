@@ -67,8 +67,10 @@ class Service:
     def wait_for_step(self, job_id: str, step: int) -> dict[str, Any]:
         return self.wait_until(job_id, lambda job: job["progress"]["step"] >= step)
 
-    def wait_until(self, job_id: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        deadline = time.monotonic() + SECONDS
+    def wait_until(
+        self, job_id: str, holds: Callable[[dict[str, Any]], bool], seconds: float = SECONDS
+    ) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
         while not holds(job := self.job(job_id)):
             ended = job["state"] in ("succeeded", "failed", "cancelled")
             assert not ended, f"ended as {job['state']}: {job['error']}"
