@@ -97,10 +97,14 @@ def broken(
         found += _of_curve(job, curves[job.spec])
         found += _of_checkpoint(job, curves[job.spec])
     found += [
-        Broken("one trainer of a job, and one on a worker's GPUs", overlap.where, f"{overlap.at}: {overlap.processes}")
+        Broken("one trainer of a job, and one on a worker's GPUs", overlap.where, _evidence(overlap))
         for overlap in overlaps
     ]
     return found + [Broken("nothing outlives the stack", process, "was still there") for process in left]
+
+
+def _evidence(overlap: Overlap) -> str:
+    return f"{overlap.since:.2f} to {overlap.until:.2f}: {', '.join(overlap.processes)}"
 
 
 def _of_state(job: Seen, may_be_cancelled: bool) -> list[Broken]:

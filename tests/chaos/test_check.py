@@ -93,7 +93,7 @@ def test_a_wrong_loss_in_a_cancelled_job_is_found() -> None:
 
 
 def test_overlaps_and_what_is_left_are_broken_promises() -> None:
-    overlap = Overlap(1.0, "job-1", ((1, 1.0), (2, 1.0)), ("1 trainer", "2 trainer"))
+    overlap = Overlap(1.0, 2.0, "job-1", ((1, 1.0), (2, 1.0)), ("1 trainer", "2 trainer"))
     found = broken([GOOD], ["job-1"], [], {"spec": CURVE}, [overlap], ["process 7"])
     assert [b.promise for b in found] == [
         "one trainer of a job, and one on a worker's GPUs",

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,10 @@ def kill(processes: Iterable[psutil.Process]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
             killed.append(process)
-    psutil.wait_procs(killed, timeout=20)
+    deadline = time.monotonic() + 20
+    # A zombie has ended: whose parent is stopped, remains one for long.
+    while any(map(alive, killed)) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def suspend(processes: Iterable[psutil.Process]) -> None:

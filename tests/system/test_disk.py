@@ -119,6 +119,10 @@ def test_a_new_job_on_a_full_disk_says_so(service: Service, undisturbed: list[tu
     assert service.curve(job_id) == undisturbed
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="the lock on the GPUs is kept when the one on the run directory cannot be opened (worker/launch.py)",
+)
 def test_a_disk_that_is_read_only_for_a_while_loses_no_job(
     service: Service, undisturbed: list[tuple[int, float]], paused: str
 ) -> None:
@@ -129,8 +133,12 @@ def test_a_disk_that_is_read_only_for_a_while_loses_no_job(
         service.until(lambda: "Read-only file system" in log.read_text(), "the worker to meet the disk")
     finally:
         make_read_only(service.stack.home / "runs", False)
-    service.wait(paused, "succeeded")
-    assert service.curve(paused) == undisturbed
+    try:
+        service.wait_until(paused, lambda job: job["state"] == "succeeded", seconds=40)
+        assert service.curve(paused) == undisturbed
+    finally:
+        service.stack.kill("worker-1")
+        service.stack.restart("worker-1")
 
 
 @pytest.mark.xfail(

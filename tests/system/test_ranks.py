@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.system.processes import alive, kill
+from tests.system.processes import alive, kill, resume, suspend
 from tests.system.service import Service, running
 from tests.system.watch import Watch
 
@@ -78,3 +78,25 @@ def test_ranks_without_worker_and_launcher_keep_others_off_their_gpus(
         rank.resume()
     service.wait(job_id, "succeeded")
     assert service.curve(job_id) == undisturbed
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a rank asks to die with whatever parent it has by then (trainer/__main__.py, _end_with_parent)",
+)
+def test_a_rank_that_has_hardly_started_dies_with_torchrun(service: Service) -> None:
+    """Torchrun is killed while its ranks still import; they must not wait for one another beside the next attempt."""
+    ranks: list[psutil.Process] = []
+    with Watch(service.stack.home / "runs") as watch:
+        job_id = service.submit(**TWO_RANKS)
+        while not ranks:
+            ranks = [one.process for one in service.roles(job_id) if one.role.startswith("rank")]
+        suspend(ranks)
+        try:
+            kill([service.role(job_id, "torchrun")])
+            resume(ranks)
+            service.wait_for_step(job_id, 1)
+        finally:
+            kill(ranks)
+    assert watch.overlaps == []
+    service.wait(job_id, "succeeded")

@@ -11,11 +11,12 @@ from tests.system.processes import Identity, TrainerProcess, alive, trainer_proc
 EVERY = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass
 class Overlap:
-    """Two trainers where only one may be; `where` is a job or a worker."""
+    """Two trainers where only one may be; `where` is a job or a worker. Times are Unix seconds."""
 
-    at: float
+    since: float
+    until: float
     where: str
     trainers: tuple[Identity, ...]
     processes: tuple[str, ...]
@@ -77,7 +78,15 @@ class Watch(threading.Thread):
             self.most[where] = max(self.most.get(where, 0), len(trainers))
             if len(trainers) > 1:
                 named = tuple(f"{m.process.pid} {m.role} of {m.job_id}" for ms in trainers.values() for m in ms)
-                self.overlaps.append(Overlap(time.time(), where, tuple(trainers), named))
+                self._note(Overlap(time.time(), time.time(), where, tuple(trainers), named))
+
+    def _note(self, seen: Overlap) -> None:
+        """Once, however often it is looked at."""
+        for known in self.overlaps:
+            if (known.where, known.trainers) == (seen.where, seen.trainers):
+                known.until = seen.until
+                return
+        self.overlaps.append(seen)
 
     def __enter__(self) -> "Watch":
         self.start()
