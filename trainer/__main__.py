@@ -19,7 +19,7 @@ from trainer.events import Event, EventLog, Failed
 from trainer.hosts import torchrun_needed
 from trainer.launch import run_ranks
 from trainer.methodconfig import METHOD_CONFIGS
-from trainer.process import Origin, die_with_parent, free_port, leave
+from trainer.process import STARTED_BY, Origin, die_with_parent, free_port, leave
 from trainer.rundir import RunDir
 
 # Set by whoever starts a trainer and wants it to end with it: the starter's process id.
@@ -79,7 +79,11 @@ def run(arguments: argparse.Namespace) -> int:
     except Exception as error:
         leaf = classify(error)
         rank = int(os.environ["RANK"])
-        emit(Failed(step=log.last_step, reason=leaf.name, message=str(leaf), retryable=leaf.retryable, rank=rank))
+        failed = Failed(step=log.last_step, reason=leaf.name, message=str(leaf), retryable=leaf.retryable, rank=rank)
+        try:
+            emit(failed)
+        except OSError as full:
+            print(f"the failure cannot be reported: {full}", file=sys.stderr)
         raise leaf from error
     finally:
         log.close()
@@ -121,8 +125,9 @@ def _read_spec(rundir: RunDir) -> TrainingSpec:
 
 def _end_with_parent() -> None:
     if "RANK" in os.environ:
-        # A rank under torchrun: its launcher was killed, so nobody is left who could restart or collect it.
-        die_with_parent(signal.SIGKILL, os.getppid())
+        # A rank under torchrun: its launcher was killed, so nobody is left who could restart or collect it. Which one
+        # that is cannot be asked of the kernel, where it may have been killed already.
+        die_with_parent(signal.SIGKILL, int(os.environ.get(STARTED_BY, os.getppid())))
     elif parent := os.environ.get(PARENT):
         # Under a supervisor that was killed: end as on a stop request, with a checkpoint.
         die_with_parent(signal.SIGTERM, int(parent))

@@ -237,7 +237,8 @@ def _last_byte(path: Path) -> bytes:
 
 
 def _whole_lines(block: bytes) -> Iterator[bytes]:
-    return (line for line in block.splitlines(keepends=True) if line.endswith(b"\n"))
+    # Not splitlines, which also takes a lone carriage return for an end.
+    return (line + b"\n" for line in block.split(b"\n")[:-1])
 
 
 def read(path: Path) -> Iterable[Event]:

@@ -44,7 +44,9 @@ def _run_once(rundir: RunDir, processes: int) -> int:
         *("-m", "trainer", "run", str(rundir.root)),
     ]
     before = rundir.events.stat().st_size if rundir.events.exists() else 0
-    code = subprocess.Popen(command, env={"OMP_NUM_THREADS": threads} | os.environ).wait()
+    environment = {"OMP_NUM_THREADS": threads} | os.environ
+    # torchrun outlives this process by as long as its ranks take to end: it holds the locks that this one was given.
+    code = subprocess.Popen(command, env=environment, close_fds=False).wait()
     return _exit_code(code, [event for _, event in events.read_from(rundir.events, before)[0]])
 
 

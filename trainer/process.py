@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
+# Set by trainer.child: the process id of the command that it became.
+STARTED_BY = "STIEFEL_STARTED_BY"
 
 
 def die_with_parent(number: signal.Signals, parent: int) -> None:

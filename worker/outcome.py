@@ -41,7 +41,8 @@ def outcome_of(rundir: RunDir, exit_code: int, found: list[Event], killed: bool,
         hint = "; on Linux this is often the kernel ending the largest process for lack of memory"
         message = f"the trainer was ended by {number.name}{hint if number is signal.SIGKILL else ''}"
         return Outcome("failed", exit_code, error | {"code": "killed", "message": message})
-    message = f"the trainer ended with exit code {exit_code} and reported nothing; see the log"
+    words = error["log_tail"].strip().rpartition("\n")[2][-500:]
+    message = f"the trainer ended with exit code {exit_code} and reported nothing; its last words: {words or 'none'}"
     return Outcome(
         "failed", exit_code, error | {"code": class_of(leaf_of_exit_code(exit_code).name), "message": message}
     )

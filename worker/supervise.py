@@ -27,6 +27,7 @@ from jobs.tables import Job
 from jobs.workers import Card
 from trainer.events import Event, read_from
 from trainer.rundir import RunDir
+from worker import orphans
 from worker.kernel import out_of_memory_kills
 from worker.launch import Locks, Trainer, device_locks, prepare, run_lock, start
 from worker.outcome import outcome_of
@@ -147,6 +148,7 @@ class _Attempt:
         self.began = rundir.events.stat().st_size if rundir.events.exists() else 0
         self.offset = self._patiently(lambda: reports.events_offset(self.database, self.lease, self.began))
         kernel_kills = out_of_memory_kills()
+        orphans.adopt()
         trainer = start(rundir, self.settings, self.card, self.job, self.descriptors)
         log.info("%s: attempt %d, trainer %d", self.lease.job_id, self.lease.fence, trainer.pid)
         watchdog = threading.Thread(target=self._kill_without_lease, args=(trainer,), daemon=True)
@@ -158,6 +160,8 @@ class _Attempt:
         finally:
             # Whatever went wrong here, no trainer is left behind without a supervisor.
             trainer.kill()
+            if left := orphans.end(rundir.root):
+                log.warning("%s: %d processes of its trainer were left and are ended", self.lease.job_id, left)
             # Whoever trains this directory by hand needs nobody to vouch for it.
             rundir.lease.unlink(missing_ok=True)
         if time.monotonic() > self.lease_ends:

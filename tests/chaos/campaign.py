@@ -29,6 +29,7 @@ _SETTINGS = QUICK | {
     "STIEFEL_LEASE_SECONDS": str(LEASE),
     # It is the number of attempts that gives up, and here each is ended by a fault.
     "STIEFEL_MAX_ATTEMPTS": "1000000",
+    "STIEFEL_MAX_LOSSES": "1000000",
     "STIEFEL_BACKOFF_SECONDS": "0.001",
 }
 

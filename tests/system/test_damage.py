@@ -82,9 +82,6 @@ def test_garbage_in_the_events_costs_none_of_them(
     assert checkpointed == sorted(set(checkpointed))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the supervisor reads on from an offset behind the end of events.jsonl (worker/supervise.py)"
-)
 @pytest.mark.parametrize("remaining", [0.0, 0.5])
 def test_events_that_were_cut_below_what_is_stored_cost_none_of_those_that_follow(
     service: Service, undisturbed: list[tuple[int, float]], paused: str, remaining: float

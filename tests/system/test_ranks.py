@@ -54,10 +54,6 @@ def test_a_job_of_two_ranks_goes_on_whichever_of_its_processes_is_killed(
     assert service.curve(job_id) == undisturbed
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the launcher of ranks does not hand the locks on to torchrun (trainer/launch.py, Popen closes them)",
-)
 def test_ranks_without_worker_and_launcher_keep_others_off_their_gpus(
     service: Service, undisturbed: list[tuple[int, float]]
 ) -> None:
@@ -80,10 +76,6 @@ def test_ranks_without_worker_and_launcher_keep_others_off_their_gpus(
     assert service.curve(job_id) == undisturbed
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a rank asks to die with whatever parent it has by then (trainer/__main__.py, _end_with_parent)",
-)
 def test_a_rank_that_has_hardly_started_dies_with_torchrun(service: Service) -> None:
     """Torchrun is killed while its ranks still import; they must not wait for one another beside the next attempt."""
     ranks: list[psutil.Process] = []
