@@ -65,7 +65,7 @@ def carry_out(plan: Plan, home: Path, curves: dict[str, Curve], say: Callable[[s
             result.lines.append(f"{world.now:7.1f} s  {line}")
             say(result.lines[-1])
 
-        world = World(stack, server, tell)
+        world = World(stack, server, tell, tuple(dict.fromkeys(plan.specs)))
         resources.callback(world.close)
         _disturb(world, plan, result)
         ended = _wait_for_the_end(world)

@@ -235,7 +235,7 @@ def _paused_and_resumed(world: World, fault: Fault) -> Hit:
 
 def _cancelled(world: World, fault: Fault) -> Hit:
     """A job of its own, which gets so far as it may until then."""
-    spec = _chosen(list(SPECS), fault.pick)
+    spec = _chosen(world.specs, fault.pick)
     assert spec is not None
     job_id = world.submit(spec, SPECS[spec])
     if job_id is None:
@@ -251,7 +251,7 @@ def _submitted_in_an_outage(world: World, fault: Fault) -> Hit:
     world.take_down(*names, seconds=fault.seconds)
     for name in names:
         world.kill(name)
-    spec = _chosen(list(SPECS), fault.pick)
+    spec = _chosen(world.specs, fault.pick)
     assert spec is not None
     job_id = world.submit(spec, SPECS[spec])
     return f"{job_id or 'refused'}, a new {spec}, without {', '.join(names)}" if names else None

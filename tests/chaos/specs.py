@@ -60,7 +60,7 @@ def undisturbed(names: Iterable[str], home: Path, cache: Path) -> dict[str, Curv
     files = {name: cache / f"{name}-{_fingerprint(SPECS[name])}.json" for name in dict.fromkeys(names)}
     missing = [name for name, file in files.items() if not file.exists()]
     if missing:
-        with running(home, workers=1) as service:
+        with running(home, workers=2) as service:
             ids = {name: service.submit_body(SPECS[name]) for name in missing}
             for name, job_id in ids.items():
                 service.wait(job_id, "succeeded")

@@ -13,19 +13,17 @@ from tests.chaos.specs import undisturbed
 def campaign(home: Path, seed: int, seconds: float, database: Databases, jobs: int | None = None) -> Result:
     names = ("galore-two-ranks", "galore", "golore")
     plan = make_plan(seed, seconds, database, names, pause=(0.5, 2.5), jobs=jobs)
-    curves = undisturbed(
-        ("galore-two-ranks", "galore", "golore", "full", "full-two-ranks"), home / "quiet", home / "cache"
-    )
+    curves = undisturbed(plan.specs, home / "quiet", home / "cache")
     result = carry_out(plan, home / "home", curves, print)
     print(as_markdown([result]))
     return result
 
 
 def test_under_a_dozen_faults_every_promise_is_kept(tmp_path: Path) -> None:
-    result = campaign(tmp_path, seed=1, seconds=30, database="sqlite", jobs=3)
+    result = campaign(tmp_path, seed=9, seconds=25, database="sqlite", jobs=3)
     assert result.broken == []
     assert len(+result.struck) >= 8
-    assert "galore-two-ranks" in result.plan.specs
+    assert result.plan.specs[0] == "galore-two-ranks"
     assert result.trainers_seen > 100
 
 

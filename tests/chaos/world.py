@@ -29,6 +29,7 @@ class World:
     stack: Stack
     server: Postgresql | None
     say: Callable[[str], None]
+    specs: tuple[str, ...]  # what users choose from
     began: float = field(default_factory=time.monotonic)
     accepted: dict[str, str] = field(default_factory=dict)  # job id → name of its specification
     cancelled: set[str] = field(default_factory=set)  # asked, and answered
