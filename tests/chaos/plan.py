@@ -115,6 +115,8 @@ def make_plan(
     # Enough that there is always one to submit, also on a fast machine.
     count = jobs or max(3, round(seconds / 5))
     cards: list[str] = []
+    # Of their own: what is trained shall not depend on how long it is disturbed.
+    chance = random.Random(f"{seed} specs")
     while len(cards) < count:
         cards += chance.sample(names, len(names))
     return Plan(seed, seconds, database, tuple(cards[:count]), tuple(faults))

@@ -20,7 +20,7 @@ def campaign(home: Path, seed: int, seconds: float, database: Databases, jobs: i
 
 
 def test_under_a_dozen_faults_every_promise_is_kept(tmp_path: Path) -> None:
-    result = campaign(tmp_path, seed=9, seconds=25, database="sqlite", jobs=3)
+    result = campaign(tmp_path, seed=12, seconds=25, database="sqlite", jobs=3)
     assert result.broken == []
     assert len(+result.struck) >= 8
     assert result.plan.specs[0] == "galore-two-ranks"
