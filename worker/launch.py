@@ -108,7 +108,9 @@ def prepare(job: Job) -> RunDir:
     return rundir
 
 
-def start(rundir: RunDir, settings: Settings, card: Card, job: Job, descriptors: Sequence[int]) -> Trainer:
+def start(
+    rundir: RunDir, settings: Settings, card: Card, job: Job, attempt: int, descriptors: Sequence[int]
+) -> Trainer:
     """`python -m trainer run` in a session of its own, which ends with a checkpoint if this process dies.
 
     It inherits `descriptors`, and of this process's environment all but what is the service's own.
@@ -119,19 +121,21 @@ def start(rundir: RunDir, settings: Settings, card: Card, job: Job, descriptors:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_environment(settings, card, job),
+            env=_environment(settings, card, job, attempt),
             start_new_session=True,
             pass_fds=tuple(descriptors),
         )
     return Trainer(process)
 
 
-def _environment(settings: Settings, card: Card, job: Job) -> dict[str, str]:
+def _environment(settings: Settings, card: Card, job: Job, attempt: int) -> dict[str, str]:
     """A trainer may run code that comes with a model: it shall not find the way to the database there."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(_OURS) and k not in _SECRETS}
     return (
         inherited
         | {"STIEFEL_PARENT_PID": str(os.getpid()), "PYTHONUNBUFFERED": "1"}
+        # For whoever looks at processes.
+        | {"STIEFEL_WORKER": card.name, "STIEFEL_ATTEMPT": str(attempt)}
         | environment(card.gpus, job.devices, card.device)
         | access.of(settings).environment()
     )

@@ -1,8 +1,8 @@
 """No process of a trainer is left when its attempt is over.
 
-Ranks are in sessions of their own, torchrun's doing, so that the end of the trainer's process group is not theirs. Each asks
-the kernel to end it with torchrun, but only after a second of imports. Here a worker's process becomes the parent of whatever
-loses its own below it (PR_SET_CHILD_SUBREAPER), and ends what it finds.
+Ranks are in sessions of their own, torchrun's doing, so that the end of the trainer's process group is not theirs. Each
+asks the kernel to end it with torchrun, but only after a second of imports. Here a worker's process becomes the parent
+of whatever loses its own below it (PR_SET_CHILD_SUBREAPER), and ends what it finds.
 """
 
 import contextlib

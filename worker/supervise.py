@@ -149,7 +149,7 @@ class _Attempt:
         self.offset = self._patiently(lambda: reports.events_offset(self.database, self.lease, self.began))
         kernel_kills = out_of_memory_kills()
         orphans.adopt()
-        trainer = start(rundir, self.settings, self.card, self.job, self.descriptors)
+        trainer = start(rundir, self.settings, self.card, self.job, self.lease.fence, self.descriptors)
         log.info("%s: attempt %d, trainer %d", self.lease.job_id, self.lease.fence, trainer.pid)
         watchdog = threading.Thread(target=self._kill_without_lease, args=(trainer,), daemon=True)
         watchdog.start()

@@ -68,6 +68,7 @@ class TrainerProcess:
     role: str
     parent: int
     worker: str
+    attempt: str = ""
 
     @property
     def identity(self) -> Identity:
@@ -90,7 +91,8 @@ def trainer_processes(runs: Path) -> list[TrainerProcess]:
             if "torch.distributed.run" in command:
                 role = "torchrun"
             worker = environment.get("STIEFEL_WORKER", "")
-            found.append(TrainerProcess(process, job_id, role, process.ppid(), worker))
+            attempt = environment.get("STIEFEL_ATTEMPT", "")
+            found.append(TrainerProcess(process, job_id, role, process.ppid(), worker, attempt))
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
     return found

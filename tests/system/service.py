@@ -114,8 +114,10 @@ class Service:
         return [one for one in trainer_processes(self.stack.home / "runs") if one.job_id == job_id]
 
     def role(self, job_id: str, name: str) -> psutil.Process:
-        (found,) = [one.process for one in self.roles(job_id) if one.role == name]
-        return found
+        found = [one.process for one in self.roles(job_id) if one.role == name]
+        # A child that was forked a moment ago looks like its parent until it becomes its own program.
+        (oldest,) = [one for one in found if one.ppid() not in {other.pid for other in found}]
+        return oldest
 
     def worker_of(self, job_id: str) -> str:
         return str(self.job(job_id)["attempts"][-1]["worker"])

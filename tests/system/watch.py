@@ -24,9 +24,10 @@ class Overlap:
 
 @dataclass
 class Groups:
-    """Which trainer a process belongs to: that of its parent, remembered for when the parent is gone."""
+    """Which trainer a process belongs to: that of its attempt, else of its parent, remembered for when that is gone."""
 
     of: dict[Identity, Identity] = field(default_factory=dict)
+    of_attempt: dict[tuple[str, str], Identity] = field(default_factory=dict)
 
     def add(self, found: Iterable[TrainerProcess]) -> dict[Identity, list[TrainerProcess]]:
         """The processes found now, by trainer. A trainer is named by its first process."""
@@ -37,6 +38,8 @@ class Groups:
         return groups
 
     def _root(self, one: TrainerProcess, by_pid: dict[int, TrainerProcess]) -> Identity:
+        if one.attempt:
+            return self.of_attempt.setdefault((one.job_id, one.attempt), one.identity)
         if one.identity not in self.of:
             parent = by_pid.get(one.parent)
             self.of[one.identity] = self._root(parent, by_pid) if parent else one.identity
