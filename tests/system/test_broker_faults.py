@@ -16,13 +16,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield started
 
 
-@pytest.fixture(scope="module")
-def undisturbed(service: Service) -> list[tuple[int, float]]:
-    job_id = service.submit(**JOB)
-    service.wait(job_id, "succeeded")
-    return service.curve(job_id)
-
-
 @pytest.mark.parametrize("memory", ["kept", "emptied"])
 def test_a_run_goes_on_without_a_broker_and_the_next_job_comes_after_it(
     service: Service, undisturbed: list[tuple[int, float]], memory: str

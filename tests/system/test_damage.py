@@ -19,23 +19,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield started
 
 
-@pytest.fixture(scope="module")
-def undisturbed(service: Service) -> list[tuple[int, float]]:
-    job_id = service.submit(**JOB)
-    service.wait(job_id, "succeeded")
-    return service.curve(job_id)
-
-
-@pytest.fixture
-def paused(service: Service, undisturbed: list[tuple[int, float]]) -> str:
-    """A job that has two checkpoints or more."""
-    job_id = service.submit(**JOB)
-    service.wait_for_step(job_id, 65)
-    service.http.post(f"/v1/jobs/{job_id}/pause")
-    service.wait(job_id, "paused")
-    return job_id
-
-
 def finish(service: Service, job_id: str) -> list[tuple[int, float]]:
     service.http.post(f"/v1/jobs/{job_id}/resume")
     service.wait(job_id, "succeeded")

@@ -22,22 +22,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield started
 
 
-@pytest.fixture(scope="module")
-def undisturbed(service: Service) -> list[tuple[int, float]]:
-    job_id = service.submit(**JOB)
-    service.wait(job_id, "succeeded")
-    return service.curve(job_id)
-
-
-@pytest.fixture
-def paused(service: Service, undisturbed: list[tuple[int, float]]) -> str:
-    job_id = service.submit(**JOB)
-    service.wait_for_step(job_id, 45)
-    service.http.post(f"/v1/jobs/{job_id}/pause")
-    service.wait(job_id, "paused")
-    return job_id
-
-
 def failed_attempt(service: Service, job_id: str, seconds: float = SECONDS) -> dict[str, Any]:
     job = service.wait_until(job_id, lambda seen: any(a["outcome"] == "failed" for a in seen["attempts"]), seconds)
     return dict(next(a["error"] for a in job["attempts"] if a["outcome"] == "failed"))

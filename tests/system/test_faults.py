@@ -12,7 +12,7 @@ from tests.system.watch import Watch
 from trainer.checkpoint.place import Directory
 from trainer.rundir import RunDir
 
-LONG = {"optimisation": {"steps": 150, "evaluate_every": 150}, "checkpoints": {"every": 30}}
+JOB = {"optimisation": {"steps": 150, "evaluate_every": 150}, "checkpoints": {"every": 30}}
 
 
 @pytest.fixture(scope="module")
@@ -21,17 +21,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield started
 
 
-@pytest.fixture(scope="module")
-def undisturbed(service: Service) -> list[tuple[int, float]]:
-    job_id = service.submit(**LONG)
-    service.wait(job_id, "succeeded")
-    return service.curve(job_id)
-
-
 def test_a_killed_worker_s_job_goes_on_from_its_checkpoint(
     service: Service, undisturbed: list[tuple[int, float]]
 ) -> None:
-    job_id = service.submit(**LONG)
+    job_id = service.submit(**JOB)
     service.wait_for_step(job_id, 45)
     main = psutil.Process(service.stack.pid("worker-1"))
     for process in [*main.children(recursive=True), main]:
@@ -45,7 +38,7 @@ def test_a_killed_worker_s_job_goes_on_from_its_checkpoint(
 
 
 def test_a_killed_trainer_is_started_again(service: Service, undisturbed: list[tuple[int, float]]) -> None:
-    job_id = service.submit(**LONG)
+    job_id = service.submit(**JOB)
     service.wait_for_step(job_id, 45)
     for process in service.trainers(job_id):
         process.kill()
@@ -59,7 +52,7 @@ def test_a_killed_trainer_is_started_again(service: Service, undisturbed: list[t
 def test_a_worker_that_is_told_to_end_checkpoints_and_spends_no_attempt(
     service: Service, undisturbed: list[tuple[int, float]]
 ) -> None:
-    job_id = service.submit(**LONG)
+    job_id = service.submit(**JOB)
     service.wait_for_step(job_id, 45)
     worker = psutil.Process(service.stack.pid("worker-1"))
     worker.terminate()
@@ -74,7 +67,7 @@ def test_a_worker_that_is_told_to_end_checkpoints_and_spends_no_attempt(
 
 
 def test_the_api_may_die_while_a_job_runs(service: Service, undisturbed: list[tuple[int, float]]) -> None:
-    job_id = service.submit(**LONG)
+    job_id = service.submit(**JOB)
     service.wait_for_step(job_id, 30)
     service.stack.kill("api")
     service.stack.restart("api")
@@ -117,7 +110,7 @@ def test_cancel_takes_effect_within_a_step_and_leaves_a_checkpoint(service: Serv
 
 
 def test_pause_and_resume_give_the_undisturbed_curve(service: Service, undisturbed: list[tuple[int, float]]) -> None:
-    job_id = service.submit(**LONG)
+    job_id = service.submit(**JOB)
     service.wait_for_step(job_id, 45)
     service.http.post(f"/v1/jobs/{job_id}/pause")
     service.wait(job_id, "paused")
@@ -138,7 +131,7 @@ def test_of_two_workers_the_idle_one_takes_the_next_job_at_once(tmp_path: Path) 
 def test_a_job_is_never_trained_twice_at_once(tmp_path: Path, undisturbed: list[tuple[int, float]]) -> None:
     """Its worker dies, its trainer is slow to end, and another worker waits: the other one must wait longer."""
     with running(tmp_path, workers=2) as service, Watch(service.stack.home / "runs") as watch:
-        job_id = service.submit(**LONG)
+        job_id = service.submit(**JOB)
         service.wait_for_step(job_id, 45)
         (trainer,) = service.trainers(job_id)
         # It hangs, as in a step that takes minutes, while its worker dies and its lease runs out.

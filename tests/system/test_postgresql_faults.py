@@ -29,13 +29,6 @@ def service(server: Postgresql, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield started
 
 
-@pytest.fixture(scope="module")
-def undisturbed(service: Service) -> list[tuple[int, float]]:
-    job_id = service.submit(**JOB)
-    service.wait(job_id, "succeeded")
-    return service.curve(job_id)
-
-
 def test_a_server_that_is_killed_and_started_again_ends_no_run(
     service: Service, server: Postgresql, undisturbed: list[tuple[int, float]]
 ) -> None:

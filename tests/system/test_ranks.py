@@ -9,7 +9,7 @@ from tests.system.processes import alive, kill, resume, suspend
 from tests.system.service import Service, running
 from tests.system.watch import Watch
 
-TWO_RANKS = {
+JOB = {
     "resources": {"processes": 2},
     "deepspeed": {"zero_stage": 2},
     "optimisation": {"steps": 100, "evaluate_every": 100},
@@ -23,26 +23,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield started
 
 
-@pytest.fixture
-def watch(service: Service) -> Iterator[Watch]:
-    with Watch(service.stack.home / "runs") as started:
-        yield started
-    assert started.busy > 20
-    assert started.overlaps == []
-
-
-@pytest.fixture(scope="module")
-def undisturbed(service: Service) -> list[tuple[int, float]]:
-    job_id = service.submit(**TWO_RANKS)
-    service.wait(job_id, "succeeded")
-    return service.curve(job_id)
-
-
 @pytest.mark.parametrize("role", ["rank-0", "rank-1", "torchrun", "trainer"])
 def test_a_job_of_two_ranks_goes_on_whichever_of_its_processes_is_killed(
     service: Service, undisturbed: list[tuple[int, float]], watch: Watch, role: str
 ) -> None:
-    job_id = service.submit(**TWO_RANKS)
+    job_id = service.submit(**JOB)
     service.wait_for_step(job_id, 25)
     others = service.trainers(job_id)
     assert sorted(one.role for one in service.roles(job_id)) == ["rank-0", "rank-1", "torchrun", "trainer"]
@@ -58,7 +43,7 @@ def test_ranks_without_worker_and_launcher_keep_others_off_their_gpus(
     service: Service, undisturbed: list[tuple[int, float]]
 ) -> None:
     """A rank hangs in a long step while all above torchrun are killed, as by an operator who tidies up."""
-    job_id = service.submit(**TWO_RANKS)
+    job_id = service.submit(**JOB)
     service.wait_for_step(job_id, 25)
     rank, name = service.role(job_id, "rank-1"), service.worker_of(job_id)
     rank.suspend()
@@ -80,7 +65,7 @@ def test_a_rank_that_has_hardly_started_dies_with_torchrun(service: Service) -> 
     """Torchrun is killed while its ranks still import; they must not wait for one another beside the next attempt."""
     ranks: list[psutil.Process] = []
     with Watch(service.stack.home / "runs") as watch:
-        job_id = service.submit(**TWO_RANKS)
+        job_id = service.submit(**JOB)
         while not ranks:
             ranks = [one.process for one in service.roles(job_id) if one.role.startswith("rank")]
         suspend(ranks)

@@ -9,7 +9,7 @@ from tests.system.processes import alive, kill, resume, suspend
 from tests.system.service import Service, running
 from tests.system.watch import Watch
 
-LONG = {"optimisation": {"steps": 150, "evaluate_every": 150}, "checkpoints": {"every": 30}}
+JOB = {"optimisation": {"steps": 150, "evaluate_every": 150}, "checkpoints": {"every": 30}}
 ENDLESS = {"optimisation": {"steps": 20_000, "evaluate_every": 20_000}, "checkpoints": {"every": 20_000}}
 
 
@@ -19,25 +19,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield started
 
 
-@pytest.fixture
-def watch(service: Service) -> Iterator[Watch]:
-    with Watch(service.stack.home / "runs") as started:
-        yield started
-    assert started.busy > 20
-    assert started.overlaps == []
-
-
-@pytest.fixture(scope="module")
-def undisturbed(service: Service) -> list[tuple[int, float]]:
-    job_id = service.submit(**LONG)
-    service.wait(job_id, "succeeded")
-    return service.curve(job_id)
-
-
 def test_a_worker_whose_supervising_child_is_killed_goes_on_working(
     service: Service, undisturbed: list[tuple[int, float]], watch: Watch
 ) -> None:
-    job_id = service.submit(**LONG)
+    job_id = service.submit(**JOB)
     service.wait_for_step(job_id, 45)
     main, child = service.worker_processes(service.worker_of(job_id))
     kill([child])
@@ -50,7 +35,7 @@ def test_a_worker_whose_supervising_child_is_killed_goes_on_working(
 def test_a_job_outlives_the_main_process_of_its_worker(
     service: Service, undisturbed: list[tuple[int, float]], watch: Watch
 ) -> None:
-    job_id = service.submit(**LONG)
+    job_id = service.submit(**JOB)
     service.wait_for_step(job_id, 45)
     name = service.worker_of(job_id)
     main, child = service.worker_processes(name)
@@ -79,7 +64,7 @@ def test_a_worker_that_stood_still_for_too_long_writes_nothing_and_ends_its_trai
     service: Service, undisturbed: list[tuple[int, float]], watch: Watch
 ) -> None:
     """Its trainer goes on without it, to the end; what the worker finds when it wakes up is not its to tell."""
-    job_id = service.submit(**LONG)
+    job_id = service.submit(**JOB)
     service.wait_for_step(job_id, 30)
     stopped = service.worker_processes(service.worker_of(job_id))
     suspend(stopped)
@@ -100,7 +85,7 @@ def test_a_trainer_that_lives_on_is_killed_when_its_stopped_worker_wakes_up(
     service: Service, undisturbed: list[tuple[int, float]], watch: Watch
 ) -> None:
     """Both stand still, as on a machine that swaps or is migrated; and both wake up."""
-    job_id = service.submit(**LONG)
+    job_id = service.submit(**JOB)
     service.wait_for_step(job_id, 30)
     (trainer,) = service.trainers(job_id)
     stopped = [trainer, *service.worker_processes(service.worker_of(job_id))]
