@@ -35,8 +35,8 @@ assert set(MEANINGS) == set(get_args(FailureClass))
 
 RETRIED_BY_DEFAULT: tuple[FailureClass, ...] = ("infrastructure", "killed", "unknown")
 
-# Names of the trainer that are, to a user, another class.
-_RENAMED = {HostGoneError.name: "infrastructure", RolledBackError.name: "divergence"}
+# Names of the trainer that are, to a user, another class. A rollback that no start follows was ended in between.
+_RENAMED = {HostGoneError.name: "infrastructure", RolledBackError.name: "killed"}
 
 
 def class_of(name: str) -> str:

@@ -102,7 +102,7 @@ def test_every_name_of_the_trainer_is_a_class(database: Database) -> None:
     for leaf in (errors.TrainerError, *errors.LEAVES):
         assert failures.class_of(leaf.name) in failures.MEANINGS
     renamed = {leaf.name: failures.class_of(leaf.name) for leaf in errors.LEAVES if leaf.name not in failures.MEANINGS}
-    assert renamed == {"host_gone": "infrastructure", "rolled_back": "divergence"}
+    assert renamed == {"host_gone": "infrastructure", "rolled_back": "killed"}
     assert failures.class_of("of a later version") == "unknown"
 
 
