@@ -6,6 +6,7 @@ A route takes a `Reader`, a `Writer` or an `Admin`; what they get is a `jobs.key
 import ipaddress
 from collections.abc import Callable
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -61,7 +62,7 @@ def _identified(request: Request, given: Services, credentials: HTTPAuthorizatio
     address = request.client.host if request.client else "unknown"
     if credentials is None:
         raise Unauthenticated("no API key: send one as `Authorization: Bearer sk-stiefel-…`")
-    given.rates.check_address(address)
+    # First, so that one who guesses does not shut out others behind the same address: a right key is never guessed.
     found = keys.identify(given.database, credentials.credentials)
     if found is None:
         given.rates.count_wrong_key(address)
@@ -79,7 +80,12 @@ def _check_local(request: Request) -> None:
     server = request.scope.get("server")
     ends = (server[0] if server else "", request.client.host if request.client else "")
     forwarded = any(name in request.headers for name in ("forwarded", "x-forwarded-for", "x-real-ip"))
-    if forwarded or not all(_is_loopback(end) for end in (*ends, request.url.hostname or "")):
+    # A page of the web may send a request here, though it cannot read the answer; its browser says whose page it is.
+    origin = request.headers.get("origin")
+    foreign = (origin is not None and not _is_loopback(urlsplit(origin).hostname or "")) or (
+        request.headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    )
+    if forwarded or foreign or not all(_is_loopback(end) for end in (*ends, request.url.hostname or "")):
         raise NotPermitted(
             "without API keys (STIEFEL_AUTH=off) only this machine is answered, asked as localhost or 127.0.0.1; "
             "set STIEFEL_AUTH=on and make a key with `stiefel keys create`"

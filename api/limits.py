@@ -4,16 +4,19 @@ Rates are counted in each API process by itself: an exact count would need the b
 it.
 """
 
+import ipaddress
 import math
+import threading
 import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
 
-from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.answers import answer
 from jobs.settings import Settings
+
+_MINUTE = 60.0
 
 
 class TooManyRequests(Exception):
@@ -24,28 +27,62 @@ class TooManyRequests(Exception):
         super().__init__(f"{message}; try again in {retry_after} s")
 
 
+class Window:
+    """At most so many in any minute, of each of at most `remembered` names: of more, the longest quiet are forgotten.
+
+    (Ready-made limiters that keep their counts in memory keep every name that they have ever seen.)
+    """
+
+    def __init__(self, most: int, remembered: int = 10_000, clock: Callable[[], float] = time.monotonic) -> None:
+        self.most, self._remembered, self._clock = most, remembered, clock
+        self._times: OrderedDict[str, deque[float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def count(self, name: str) -> float | None:
+        """One more. Seconds until one more would be allowed, where this one is not; it does not count then."""
+        with self._lock:
+            at = self._clock()
+            times = self._times.setdefault(name, deque())
+            self._times.move_to_end(name)
+            if len(self._times) > self._remembered:
+                self._times.popitem(last=False)
+            while times and times[0] <= at - _MINUTE:
+                times.popleft()
+            if len(times) >= self.most:
+                return times[0] + _MINUTE - at
+            times.append(at)
+            return None
+
+
 class Rates:
     def __init__(self, settings: Settings) -> None:
-        self._window = MovingWindowRateLimiter(MemoryStorage())
-        self._requests = RateLimitItemPerMinute(settings.requests_per_minute)
-        self._wrong_keys = RateLimitItemPerMinute(settings.failed_keys_per_minute)
+        self._requests = Window(settings.requests_per_minute)
+        self._wrong_keys = Window(settings.failed_keys_per_minute)
 
     def count_request(self, owner: str) -> None:
         """Raises TooManyRequests."""
-        if not self._window.hit(self._requests, "request", owner):
-            raise self._refusal(self._requests, "request", owner, "more than {} requests a minute with this API key")
+        _count(self._requests, owner, "requests a minute with this API key")
 
     def count_wrong_key(self, address: str) -> None:
-        self._window.hit(self._wrong_keys, "wrong key", address)
+        """Raises TooManyRequests where an address has guessed too often."""
+        _count(self._wrong_keys, _network_of(address), "wrong API keys a minute")
 
-    def check_address(self, address: str) -> None:
-        """Raises TooManyRequests where it has guessed too often."""
-        if not self._window.test(self._wrong_keys, "wrong key", address):
-            raise self._refusal(self._wrong_keys, "wrong key", address, "more than {} wrong API keys a minute")
 
-    def _refusal(self, item: RateLimitItem, kind: str, who: str, message: str) -> TooManyRequests:
-        seconds = self._window.get_window_stats(item, kind, who).reset_time - time.time()
-        return TooManyRequests(message.format(item.amount), max(1, math.ceil(seconds)))
+def _count(window: Window, name: str, what: str) -> None:
+    wait = window.count(name)
+    if wait is not None:
+        raise TooManyRequests(f"more than {window.most} {what}", max(1, math.ceil(wait)))
+
+
+def _network_of(address: str) -> str:
+    """Of IPv6 the /64, which one subscriber has whole."""
+    try:
+        return str(ipaddress.ip_network((address, 64 if ":" in address else 32), strict=False))
+    except ValueError:
+        return address
 
 
 class BodyLimit:
@@ -59,14 +96,15 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        size, messages = int(announced) if announced.isdigit() else 0, list[Message]()
-        while size <= self._most:
+        too_large = announced.isdigit() and int(announced) > self._most
+        size, messages, more = 0, list[Message](), not too_large
+        while more:
             message = await receive()
             messages.append(message)
-            size = sum(len(part.get("body", b"")) for part in messages)
-            if not message.get("more_body", False):
-                break
-        if size > self._most:
+            size += len(message.get("body", b""))
+            too_large = size > self._most
+            more = message.get("more_body", False) and not too_large
+        if too_large:
             message_text = f"the body is larger than {self._most:,} bytes, the most that is taken here"
             await answer(413, message_text, "invalid_request_error", code="too_large")(scope, receive, send)
             return

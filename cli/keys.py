@@ -20,17 +20,23 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+Queued = Annotated[int | None, typer.Option(min=0, help="most jobs queued or paused at a time")]
+Running = Annotated[int | None, typer.Option(min=0, help="most jobs running at a time")]
+DeviceHours = Annotated[float | None, typer.Option(min=0, help="devices × hours, in all")]
+Storage = Annotated[int | None, typer.Option(min=0, help="bytes of run directories, in all")]
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="as `stiefel keys list` shows it")]
+
 
 @app.command(epilog="example: stiefel keys create --name team-a --scope write --running 2 --device-hours 500")
 def create(
-    name: Annotated[str, typer.Option(help="whose it is", min=1)],
+    name: Annotated[str, typer.Option(help="whose it is")],
     scope: Annotated[
         list[Scope], typer.Option(help="read: look; write: submit, cancel, delete too; admin: all jobs, workers")
     ] = [Scope.WRITE],  # noqa: B006  (typer reads it, nobody changes it)
-    queued: Annotated[int | None, typer.Option(min=0, help="most jobs queued or paused at a time")] = None,
-    running: Annotated[int | None, typer.Option(min=0, help="most jobs running at a time")] = None,
-    device_hours: Annotated[float | None, typer.Option(min=0, help="devices × hours, in all")] = None,
-    storage: Annotated[int | None, typer.Option(min=0, help="bytes of run directories, in all")] = None,
+    queued: Queued = None,
+    running: Running = None,
+    device_hours: DeviceHours = None,
+    storage: Storage = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key. It is shown this once."""
@@ -54,15 +60,31 @@ def list_keys(as_json: AsJson = False) -> None:
         return
     table = Table("id", "name", "scopes", "device hours", "last used", "state")
     for key in found:
-        hours = f"{key.device_seconds / 3600:.2f}" + (f" of {key.max_device_hours:g}" if key.max_device_hours else "")
+        limit = "" if key.max_device_hours is None else f" of {key.max_device_hours:g}"
+        hours = f"{key.device_seconds / 3600:.2f}{limit}"
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.last_used_at)) if key.last_used_at else "never"
         state = "revoked" if key.revoked_at else "valid"
         table.add_row(key.id, escape(key.name), ", ".join(key.scopes), hours, used, state)
     console.print(table)
 
 
+@app.command("set", epilog="example: stiefel keys set 0123456789ab --device-hours 1000")
+def set_quotas(
+    key_id: KeyId,
+    queued: Queued = None,
+    running: Running = None,
+    device_hours: DeviceHours = None,
+    storage: Storage = None,
+) -> None:
+    """Change what a key may use; what is not named stays as it is."""
+    database = Database(Settings().url)
+    keys.set_quotas(database, key_id, Quotas(queued, running, device_hours, storage))
+    database.close()
+    console.print(f"key {key_id} has new quotas")
+
+
 @app.command(epilog="example: stiefel keys revoke 0123456789ab")
-def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="as `stiefel keys list` shows it")]) -> None:
+def revoke(key_id: KeyId) -> None:
     """Refuse a key from now on. Its jobs go on; an administrator can cancel them."""
     database = Database(Settings().url)
     keys.revoke(database, key_id)

@@ -2,6 +2,7 @@
 
 import time
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.markup import escape
@@ -40,13 +41,13 @@ def drain(
     api: Api = LOCAL,
 ) -> None:
     """Give a worker no new job. What it trains goes on to its end, unless it is to stop."""
-    _tell(Client(api).post(f"/v1/workers/{name}/drain?stop_job={str(stop_job).lower()}"), as_json)
+    _tell(Client(api).post(f"/v1/workers/{quote(name, safe='')}/drain?stop_job={str(stop_job).lower()}"), as_json)
 
 
 @app.command(epilog="example: stiefel workers undrain gpu-7:0,1")
 def undrain(name: Name, as_json: AsJson = False, api: Api = LOCAL) -> None:
     """Give it jobs again."""
-    _tell(Client(api).post(f"/v1/workers/{name}/undrain"), as_json)
+    _tell(Client(api).post(f"/v1/workers/{quote(name, safe='')}/undrain"), as_json)
 
 
 def _tell(worker: dict[str, Any], as_json: bool) -> None:

@@ -94,6 +94,23 @@ def revoke(database: Database, key_id: str) -> ApiKey:
     return key
 
 
+def set_quotas(database: Database, key_id: str, quotas: Quotas) -> None:
+    """Change those that are not None. Raises KeyNotFound."""
+    given = {
+        "max_queued": quotas.queued,
+        "max_running": quotas.running,
+        "max_device_hours": quotas.device_hours,
+        "max_storage_bytes": quotas.storage_bytes,
+    }
+    with database.transaction() as session:
+        key = session.get(ApiKey, key_id)
+        if key is None:
+            raise KeyNotFound(key_id)
+        for name, value in given.items():
+            if value is not None:
+                setattr(key, name, value)
+
+
 def list_keys(database: Database) -> Sequence[ApiKey]:
     """Oldest first."""
     with database.reading() as session:
@@ -135,7 +152,7 @@ def check_resources(session: Session, owner: str) -> None:
         return
     if device_hours_used_up(key):
         used, limit = f"{key.device_seconds / 3600:.2f}", f"{key.max_device_hours:g}"
-        raise QuotaExceeded("device hours", used, limit, "ask the operator for more")
+        raise QuotaExceeded("device hours", used, limit, "ask the operator for more (stiefel keys set)")
     if key.max_storage_bytes is not None:
         stored = session.scalar(select(func.sum(Job.storage_bytes)).where(Job.owner == owner)) or 0
         if stored >= key.max_storage_bytes:

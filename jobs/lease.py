@@ -69,11 +69,8 @@ def claim(
         drained = select(Worker.drain_requested_at).where(Worker.name == worker).with_for_update()
         if session.scalar(drained) is not None:
             return None
-        job = session.scalar(
-            select(Job)
-            .where(Job.id == job_id, Job.state == State.QUEUED, Job.not_before <= now())
-            .with_for_update(skip_locked=True)
-        )
+        queued = select(Job).where(Job.id == job_id, Job.state == State.QUEUED, Job.not_before <= now())
+        job = session.scalar(queued.with_for_update())
         if job is None:
             return None
         keys.held(session, job.owner)
@@ -154,6 +151,7 @@ def lose(database: Database, settings: Settings, session: Session, job: Job) -> 
     That spends no attempt of the training's. Only a job that loses its workers again and again without getting on, and
     so may be what takes them down, is given up after settings.max_losses.
     """
+    _charge(session, job, min(clock(session), job.lease_expires_at or 0.0))
     _forget_failures_before_progress(session, job)
     job.losses += 1
     error = LOST | {"losses": job.losses}
@@ -163,9 +161,10 @@ def lose(database: Database, settings: Settings, session: Session, job: Job) -> 
     end_attempt(session, job, "lost", error, None, state, delay)
     # The lost worker may wake up: a new fence now, not only at the next claim, makes its writes void.
     job.fence += 1
-    leave(database, session, job, state, delay, error)
-    counters.add(database, session, "leases_expired", "", 1)
+    # In the order of `finish`: two transactions that count the same things must not wait for each other.
     counters.add(database, session, "attempt_failures", "infrastructure", 1)
+    counters.add(database, session, "leases_expired", "", 1)
+    leave(database, session, job, state, delay, error)
     return state
 
 
@@ -240,14 +239,19 @@ def _wishes(job: Job) -> Wishes:
 
 
 def _announce_next_of_owner(session: Session, job: Job) -> None:
-    """A job that waited for its owner to have fewer running had its announcement long ago."""
+    """Jobs that waited for their owner to have fewer running had their announcements long ago."""
     key = session.get(ApiKey, job.owner)
     if key is None or key.max_running is None:
         return
-    queued = select(Job.id).where(Job.owner == job.owner, Job.state == State.QUEUED, Job.id != job.id)
-    following = session.scalar(queued.order_by(Job.priority.desc(), Job.queued_at).limit(1))
-    if following is not None:
-        announce_later(session, following, 0.0)
+    queued = select(Job.id, Job.device, Job.devices).where(
+        Job.owner == job.owner, Job.state == State.QUEUED, Job.not_before <= now(), Job.id != job.id
+    )
+    first: dict[tuple[str, int], str] = {}
+    for other, device, devices in session.execute(queued.order_by(Job.priority.desc(), Job.queued_at)):
+        first.setdefault((device, devices), other)
+    # One of each size: whether a worker for it is there is not known here.
+    for other in first.values():
+        announce_later(session, other, 0.0)
 
 
 def _charge(session: Session, job: Job, at: float) -> ApiKey | None:

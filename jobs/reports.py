@@ -48,6 +48,8 @@ def _apply(database: Database, session: Session, job: Job, event: events.Event, 
             for table in (Point, Evaluation, CheckpointRow):
                 session.execute(delete(table).where(table.job_id == job.id, table.step > event.step))
             job.step = event.step
+            # Progress is what gets beyond here, also where an earlier attempt had got further.
+            job.failed_step = min(job.failed_step, event.step)
             figures.pop("preparing", None)
             kept = ("optimizer_state_bytes", "full_adamw_state_bytes", "device", "parameters", "tokens_per_step")
             figures |= {key: values[key] for key in kept}

@@ -19,7 +19,10 @@ class RetryPolicy(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     max_attempts: int | None = Field(
-        default=None, ge=1, le=1000, description="attempts in all; default: the installation's"
+        default=None,
+        ge=1,
+        le=1000,
+        description="failures in a row, without a new checkpoint in between, that end it; default: the installation's",
     )
     on: tuple[FailureClass, ...] = Field(
         default=RETRIED_BY_DEFAULT, description="classes of failure after which the job is tried again"

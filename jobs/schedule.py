@@ -7,7 +7,7 @@ not keep out the one of another; then the one that has been queued longest.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import ColumnElement, Select, false, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from jobs import keys, workers
@@ -83,7 +83,9 @@ def preempt(database: Database, settings: Settings) -> int:
         ).all()
         on = {job.worker: job for job in running}
         free = {worker.name for worker in there if worker.name not in on or _is_leaving(on[worker.name])}
-        for job in session.scalars(_in_order().where(Job.priority > _lowest(running)).limit(_HEAD)).all():
+        waiting = _in_order().where(Job.priority > _lowest(running), _fits_one_of(there))
+        waiting = waiting.where(Job.owner.not_in(keys.at_their_limit(session)))
+        for job in session.scalars(waiting.limit(_HEAD)).all():
             fitting = [worker for worker in there if workers.fits(worker, job.device, job.devices)]
             idle = next((worker.name for worker in fitting if worker.name in free), None)
             if idle is not None:
@@ -91,7 +93,7 @@ def preempt(database: Database, settings: Settings) -> int:
                 continue
             lower = [on[w.name] for w in fitting if w.name in on and on[w.name].priority < job.priority]
             lower = [other for other in lower if not _is_leaving(other)]
-            if lower and keys.may_run_one_more(session, job.owner):
+            if lower:
                 # Of the lowest the one that started last: it has the least to repeat.
                 victim = min(lower, key=lambda other: (other.priority, -(other.started_at or 0.0)))
                 victim.preempt_requested_at = clock(session)
@@ -122,6 +124,11 @@ def _no_worker(job: Job, there: Sequence[Worker]) -> str:
         return f"{need}; no worker that is up has any"
     largest = max(of_kind, key=lambda worker: worker.devices)
     return f"{need}; the largest that is up, {largest.name}, has {largest.devices}"
+
+
+def _fits_one_of(there: Sequence[Worker]) -> ColumnElement[bool]:
+    sizes = [(Job.device.in_(("any", worker.device))) & (Job.devices <= worker.devices) for worker in there]
+    return or_(false(), *sizes)
 
 
 def _is_leaving(job: Job) -> bool:

@@ -95,14 +95,17 @@ class Attempt(Base):
 
 
 class Outbox(Base):
-    """Announcements still to be published. Written with the job, in one commit; deleted once the broker has it."""
+    """Announcements still to be published. Written with the job, in one commit; deleted once the broker has it.
+
+    Without a foreign key: who announces another job than the one it holds would lock that one too, in whatever order.
+    """
 
     __tablename__ = "outbox"
     # An id must never come again: who deletes a row after publishing it would delete somebody else's.
     __table_args__ = {"sqlite_autoincrement": True}
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    job_id: Mapped[str] = mapped_column(String(40))
     due_at: Mapped[float] = mapped_column(index=True)
 
 

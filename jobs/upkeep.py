@@ -5,7 +5,7 @@ Every function is one small transaction that finds its own work, so it does not 
 
 from collections.abc import Callable, Mapping
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, or_, select, update
 
 from jobs import lease as leases
 from jobs.database import Database, clock, now
@@ -43,17 +43,18 @@ def publish_due(
 
 def requeue_lost(database: Database, settings: Settings) -> int:
     """running with an expired lease → queued, or failed or cancelled; returns how many. The old fence is void."""
-    lost = (
-        select(Job)
-        .where(Job.state == State.RUNNING, Job.lease_expires_at < now())
-        .limit(_AT_ONCE)
-        .with_for_update(skip_locked=True)
-    )
-    with database.transaction() as session:
-        jobs = session.scalars(lost).all()
-        for job in jobs:
-            leases.lose(database, settings, session, job)
-    return len(jobs)
+    lost = select(Job.id).where(Job.state == State.RUNNING, Job.lease_expires_at < now()).limit(_AT_ONCE)
+    with database.reading() as session:
+        found = session.scalars(lost).all()
+    requeued = 0
+    for job_id in found:
+        # One at a time: each also holds its owner's key.
+        with database.transaction() as session:
+            job = session.scalar(lost.with_only_columns(Job).where(Job.id == job_id).with_for_update(skip_locked=True))
+            if job is not None:
+                leases.lose(database, settings, session, job)
+                requeued += 1
+    return requeued
 
 
 def announce_soon(database: Database, settings: Settings, job_id: str) -> None:
@@ -67,10 +68,7 @@ def announce_soon(database: Database, settings: Settings, job_id: str) -> None:
 
 def queues(database: Database, settings: Settings) -> dict[str, int]:
     """How many jobs could be claimed from each queue that has any."""
-    query = select(Job.device, Job.devices, func.count()).where(_claimable()).group_by(Job.device, Job.devices)
-    with database.reading() as session:
-        rows = session.execute(query).all()
-    return {queue_of(settings, device, devices): number for device, devices, number in rows}
+    return {queue_of(settings, *size): number for size, number in _sizes(database).items()}
 
 
 def announce_again(database: Database, settings: Settings, waiting: Mapping[str, int]) -> int:
@@ -79,13 +77,18 @@ def announce_again(database: Database, settings: Settings, waiting: Mapping[str,
     Not those of a queue in which the broker holds at least as many messages (`waiting`) as there are jobs: then the
     workers are merely busy, or none fits.
     """
-    forgotten = {queue for queue, jobs in queues(database, settings).items() if waiting.get(queue, 0) < jobs}
+    forgotten = [
+        (Job.device == device) & (Job.devices == devices)
+        for (device, devices), jobs in _sizes(database).items()
+        if waiting.get(queue_of(settings, device, devices), 0) < jobs
+    ]
     if not forgotten:
         return 0
     stale = (
-        select(Job)
+        select(Job.id)
         .where(
             _claimable(),
+            or_(*forgotten),
             Job.queued_at < now() - settings.reannounce_seconds,
             func.coalesce(Job.announced_at, 0.0) < now() - settings.reannounce_seconds,
             ~select(Outbox.id).where(Outbox.job_id == Job.id).exists(),
@@ -95,9 +98,16 @@ def announce_again(database: Database, settings: Settings, waiting: Mapping[str,
     )
     with database.transaction() as session:
         at = clock(session)
-        found = [j for j in session.scalars(stale).all() if queue_of(settings, j.device, j.devices) in forgotten]
-        session.add_all(Outbox(job_id=job.id, due_at=at) for job in found)
+        found = session.scalars(stale).all()
+        session.add_all(Outbox(job_id=job_id, due_at=at) for job_id in found)
     return len(found)
+
+
+def _sizes(database: Database) -> dict[tuple[str, int], int]:
+    """(device, devices) → how many jobs could be claimed."""
+    query = select(Job.device, Job.devices, func.count()).where(_claimable()).group_by(Job.device, Job.devices)
+    with database.reading() as session:
+        return {(device, devices): number for device, devices, number in session.execute(query)}
 
 
 def _claimable() -> ColumnElement[bool]:

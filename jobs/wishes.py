@@ -10,6 +10,7 @@ from jobs import counters, keys
 from jobs.database import Database, clock
 from jobs.errors import FilesInUse, JobNotFound, WrongState
 from jobs.journal import add_event, announce_later
+from jobs.locks import run_lock
 from jobs.states import TERMINAL, State
 from jobs.tables import Attempt, CheckpointRow, Evaluation, Job, JobEvent, Outbox, Point
 
@@ -53,7 +54,7 @@ def pause(database: Database, job_id: str) -> Job:
 def resume(database: Database, job_id: str) -> Job:
     """paused → queued. Of a job that is queued or running already, it changes nothing but a wish to pause.
 
-    Raises QuotaExceeded where its owner may have no more of them queued.
+    Raises QuotaExceeded where its owner has no device hours or no storage left.
     """
     with database.transaction() as session:
         job = _locked(session, job_id)
@@ -83,10 +84,15 @@ def remove(database: Database, job_id: str) -> None:
     # The files first: without the row nobody would find them again.
     directory = Path(job.run_directory)
     if directory.exists():
+        lock = run_lock(job.run_directory)
         try:
+            if not lock.try_acquire():
+                raise FilesInUse(job_id, "a trainer that outlived its worker has not yet ended")
             shutil.rmtree(directory)
         except OSError as error:
             raise FilesInUse(job_id, str(error)) from error
+        finally:
+            lock.release()
     with database.transaction() as session:
         for table in (Attempt, Outbox, JobEvent, Point, Evaluation, CheckpointRow):
             session.execute(delete(table).where(table.job_id == job_id))

@@ -6,7 +6,7 @@ torch.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from glob import has_magic, iglob
 from pathlib import Path
@@ -16,6 +16,9 @@ from trainer.errors import SpecError
 
 _READABLE, _WRITABLE, _CODE = "STIEFEL_READABLE", "STIEFEL_WRITABLE", "STIEFEL_TRUST_REMOTE_CODE"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# A name alone may be a packaged reader ("text", "json", …), which reads what lies around it.
+_HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_OF_THE_HUB = ("hf://", "https://huggingface.co/")
 # What separates places in the environment: no path of a sensible installation, and no URL, holds one.
 _BETWEEN = "\n"
 
@@ -66,12 +69,19 @@ def check(spec: TrainingSpec, access: Access) -> None:
                 raise Outside(field, f"{place!r} is outside of what may be written here: {_said(access.writable)}")
 
 
+def check_data_files(files: Iterable[str], access: Access) -> None:
+    """What a dataset's own description says is read: from the hub, or from where may be read. Raises Outside."""
+    for file in files:
+        if access.readable is not None and not file.startswith(_OF_THE_HUB):
+            _check_readable("dataset.name", file, access.readable)
+
+
 def _read(spec: TrainingSpec) -> Iterator[tuple[str, str]]:
     """(field, path or pattern) of everything that is read from this machine, but for what is no path at all."""
     dataset, model = spec.dataset, spec.model
     if isinstance(dataset, TextDataset | JsonlDataset):
         yield from (("dataset.files", file) for file in dataset.files)
-    if isinstance(dataset, HubDataset) and _is_path(dataset.name):
+    if isinstance(dataset, HubDataset) and (not _HUB_DATASET.fullmatch(dataset.name) or Path(dataset.name).exists()):
         yield "dataset.name", dataset.name
     if isinstance(model, DirectoryModel):
         yield "model.path", model.path
@@ -95,6 +105,11 @@ def _is_path(name: str) -> bool:
 
 def _check_readable(field: str, path: str, roots: tuple[str, ...]) -> None:
     refusal = Outside(field, f"{path!r} is outside of what may be read here: {_said(roots)}")
+    *directories, _ = Path(path).parts or ("",)
+    magic = [part for part in directories if has_magic(part)]
+    if magic and (magic != ["**"] or directories[-1] != "**"):
+        # Each would be a directory to list, and a link among them could lead anywhere.
+        raise Outside(field, f"{path!r}: only a file's name may be a pattern here, with at most one ** before it")
     # Before anything is listed: not even what there is shall be found out.
     fixed = Path(*_until_magic(Path(path)))
     if ".." in Path(path).parts or not any(_lies_below(fixed, root) for root in roots):

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from trainer.access import Access, check_data_files
 from trainer.config import DatasetSpec, HubDataset, JsonlDataset, StdlibDataset, TextDataset
 from trainer.errors import DataError
 from trainer.files import find_files, stdlib_files
@@ -86,9 +87,14 @@ def _field_of(line: str, field: str, where: str) -> str:
 
 
 def _hub(dataset: HubDataset) -> Iterator[str]:
-    from datasets import load_dataset
+    from datasets import load_dataset, load_dataset_builder
 
     try:
+        limits = Access.of_environment()
+        if limits.readable is not None:
+            # A repository may name files of whoever reads it.
+            described = load_dataset_builder(dataset.name, dataset.configuration).config.data_files or {}
+            check_data_files((str(file) for files in described.values() for file in files), limits)
         rows = load_dataset(dataset.name, dataset.configuration, split=dataset.split, streaming=True)
         if dataset.documents is not None:
             rows = rows.take(dataset.documents)

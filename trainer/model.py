@@ -40,11 +40,7 @@ def structure(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase, values: bo
     dtype = DTYPES[spec.optimisation.dtype]
     name, revision = _where(spec)
     try:
-        config = (
-            AutoConfig.from_pretrained(name, **revision, **access.remote_code())
-            if name
-            else _preset_config(spec, tokenizer)
-        )
+        config = _config(name, revision) if name else _preset_config(spec, tokenizer)
         model = _on_meta(config, dtype)
         source: Source = Drawn(model, spec.optimisation.seed)
         stored = starts_from_weights(spec.model) and values

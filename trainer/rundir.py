@@ -52,7 +52,8 @@ class RunDir:
         """False once the supervisor has not been heard of for as long as it may. Without a lease nobody has to."""
         try:
             return time.monotonic() <= float(self.lease.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
+            # None, or one that a full disk left empty.
             return True
 
     def log_tail(self, size: int) -> str:

@@ -85,7 +85,7 @@ class Stored:
         self._shape_of: dict[str, list[int]] = {}
         single = f"{stem}.safetensors"
         index = directory / f"{single}.index.json"
-        files = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {single}
+        files = _files_of(index) if index.is_file() else {single}
         for file in sorted(directory / name for name in files):
             if file.is_file():
                 with safe_open(file, framework="pt") as opened:
@@ -113,12 +113,21 @@ def directory_of(name: str, revision: dict[str, str]) -> Path:
     if Path(name).is_dir():
         return Path(name)
     index = cached_file(name, _INDEX, **revision, _raise_exceptions_for_missing_entries=False)
-    names = set(json.loads(Path(index).read_text())["weight_map"].values()) if index else {_SINGLE}
+    names = _files_of(Path(index)) if index else {_SINGLE}
     files = [cached_file(name, file, **revision, _raise_exceptions_for_missing_entries=False) for file in names]
     # Without safetensors the configuration's folder: it has no values, and transformers' loader is asked.
     found = next((file for file in files if file), None) or cached_file(name, "config.json", **revision)
     assert found is not None, "raised where there is none"
     return Path(found).parent
+
+
+def _files_of(index: Path) -> set[str]:
+    """The files that an index names. Raises ValueError for one that does not lie beside it."""
+    names = set(json.loads(index.read_text())["weight_map"].values())
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{index} names {name!r}, which is not a file beside it")
+    return names
 
 
 def without_values(model: nn.Module) -> None:

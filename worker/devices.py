@@ -1,5 +1,6 @@
 """What this worker has: GPUs by name, or CPU slots. Asks the kernel, not torch, which only trainers load."""
 
+import itertools
 import os
 import socket
 from importlib.metadata import version
@@ -31,5 +32,7 @@ def _gpus(setting: str, driver: Path) -> tuple[str, ...]:
     # As whoever starts this worker, or a container's runtime, has limited it.
     named = setting or os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if named or "CUDA_VISIBLE_DEVICES" in os.environ:
-        return tuple(name.strip() for name in named.split(",") if name.strip())
+        names = [name.strip() for name in named.split(",") if name.strip()]
+        # As CUDA has it: a negative number, and all behind it, is nothing.
+        return tuple(itertools.takewhile(lambda name: not name.startswith("-"), names))
     return tuple(str(index) for index in range(len(list(driver.iterdir())))) if driver.is_dir() else ()

@@ -1,15 +1,11 @@
-"""Starting and ending a trainer, and keeping two trainers apart: off one set of GPUs, and off one run directory."""
+"""Starting and ending a trainer."""
 
-import fcntl
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from jobs import access
 from jobs.settings import Settings
@@ -22,49 +18,6 @@ from worker.devices import environment
 
 _OURS = "STIEFEL_"
 _SECRETS = ("PGPASSWORD", "CELERY_BROKER_URL")
-
-
-@dataclass
-class Locks:
-    """File locks that the trainer inherits.
-
-    They are free only when this process has let go of them *and* the trainer is gone: a trainer that outlives its
-    worker still keeps the next one away.
-    """
-
-    paths: list[Path]
-    descriptors: list[int] = field(default_factory=list)
-
-    def try_acquire(self) -> bool:
-        """All or none."""
-        for path in self.paths:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            self.descriptors.append(descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.release()
-                return False
-        return True
-
-    def release(self) -> None:
-        """Give up this process's hold; a trainer that still lives keeps its own."""
-        for descriptor in self.descriptors:
-            os.close(descriptor)
-        self.descriptors.clear()
-
-
-def device_locks(settings: Settings, card: Card) -> Locks:
-    """One for each GPU of this host that the worker has; without GPUs one on its name."""
-    slots = [f"gpu-{index}" for index in card.gpus] or [f"worker-{card.name}"]
-    names = sorted(re.sub(r"[^A-Za-z0-9.-]", "_", f"{card.host}-{slot}") for slot in slots)
-    return Locks([settings.locks / f"{name}.lock" for name in names])
-
-
-def run_lock(run_directory: str) -> Locks:
-    """The one on a job's run directory."""
-    return Locks([Path(run_directory) / "lock"])
 
 
 class Trainer:
@@ -86,6 +39,12 @@ class Trainer:
             if self._process.returncode is not None:
                 return True
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def ask_to_end(self) -> None:
+        """As a stop request does, where one cannot be written."""
+        with self._lock:
+            if self._process.returncode is None:
+                os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> int:
         """SIGKILL to the whole group; the exit code. Ranks under torchrun follow: each asked to die with its parent.

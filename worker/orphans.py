@@ -33,20 +33,34 @@ def end(run_directory: Path) -> int:
                 os.kill(pid, signal.SIGKILL)
             ended.add(pid)
         time.sleep(_SECONDS_BETWEEN_LOOKS)
-        for pid in found:
-            with contextlib.suppress(ChildProcessError):  # not ours, but of one of ours that is going
-                os.waitpid(pid, os.WNOHANG)
+        _collect()
+    _collect()
     return len(ended)
+
+
+def _collect() -> None:
+    """Take note of the end of adopted processes, which else stay in the kernel's table: those of other sessions."""
+    for pid, (state, parent, session) in _processes().items():
+        if state == "Z" and parent == os.getpid() and session != os.getsid(0):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def _processes() -> dict[int, tuple[str, int, int]]:
+    """Process id → (state, parent, session)."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # Behind the name, which is in parentheses and may hold anything.
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                found[int(entry.name)] = fields[0], int(fields[1]), int(fields[3])
+    return found
 
 
 def _below(ancestor: int) -> Iterator[int]:
     """Processes whose parents lead to `ancestor`."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                # Behind the name, which is in parentheses and may hold anything, come the state and the parent.
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    parents = {pid: parent for pid, (_, parent, _) in _processes().items()}
     for pid in parents:
         above = parents.get(pid)
         while above is not None and above != ancestor:

@@ -22,6 +22,7 @@ from jobs import reports, schedule, upkeep, workers
 from jobs.database import Database
 from jobs.errors import LeaseLost
 from jobs.lease import Lease, Outcome, Wishes
+from jobs.locks import Locks, device_locks, run_lock
 from jobs.settings import Settings
 from jobs.tables import Job
 from jobs.workers import Card
@@ -29,7 +30,7 @@ from trainer.events import Event, read_from
 from trainer.rundir import RunDir
 from worker import orphans
 from worker.kernel import out_of_memory_kills
-from worker.launch import Locks, Trainer, device_locks, prepare, run_lock, start
+from worker.launch import Trainer, prepare, start
 from worker.outcome import outcome_of
 
 log = logging.getLogger("stiefel.worker")
@@ -45,9 +46,6 @@ def run_next(database: Database, settings: Settings, card: Card, announced: str,
     `announced` is the job that the worker was rung for: somebody is rung for it again where it is left to others.
     `shutdown` says whether this worker is to end: the trainer then checkpoints and the job goes back to the queue.
     """
-    if workers.is_drained(database, card.name):
-        upkeep.announce_soon(database, settings, announced)
-        return
     devices = device_locks(settings, card)
     try:
         deadline = time.monotonic() + settings.grace_seconds
@@ -82,28 +80,39 @@ def _take(
 ) -> _Taken | None:
     """The best job whose run directory no trainer has any more, waiting for such a one for the grace period."""
     deadline = time.monotonic() + settings.grace_seconds
-    in_use = True
-    while in_use and not shutdown() and time.monotonic() < deadline:
-        in_use = False
-        for job in schedule.candidates(database, card):
-            lock, problem = run_lock(job.run_directory), None
-            try:
-                if not lock.try_acquire():
-                    in_use = True
-                    continue
-            except OSError as error:
-                problem = error
-            # Counted from before the question: the database counts from when it answers, which is later.
-            lease_ends = time.monotonic() + settings.lease_seconds
-            lease = leases.claim(database, settings, job.id, card.name, announced)
-            if lease is not None:
-                return _Taken(job, lease, lease_ends, lock, problem)
-            lock.release()
-        if in_use:
-            time.sleep(settings.poll_seconds)
-    if in_use:
-        upkeep.announce_soon(database, settings, announced)
+    while not shutdown() and not workers.is_drained(database, card.name):
+        found = schedule.candidates(database, card)
+        for job in found:
+            if taken := _try(database, settings, card, job, announced):
+                return taken
+        if not found:
+            return None
+        # A run directory may be in use for a little longer; what others have claimed meanwhile is no candidate now.
+        if time.monotonic() > deadline:
+            break
+        time.sleep(settings.poll_seconds)
+    upkeep.announce_soon(database, settings, announced)
     return None
+
+
+def _try(database: Database, settings: Settings, card: Card, job: Job, announced: str) -> _Taken | None:
+    lock, problem = run_lock(job.run_directory), None
+    try:
+        if not lock.try_acquire():
+            return None
+    except OSError as error:
+        problem = error
+    # Counted from before the question: the database counts from when it answers, which is later.
+    lease_ends = time.monotonic() + settings.lease_seconds
+    try:
+        lease = leases.claim(database, settings, job.id, card.name, announced)
+    except BaseException:
+        lock.release()
+        raise
+    if lease is None:
+        lock.release()
+        return None
+    return _Taken(job, lease, lease_ends, lock, problem)
 
 
 class _Attempt:
@@ -186,7 +195,7 @@ class _Attempt:
             except DBAPIError as error:
                 log.warning("the database is away; events wait in the run directory: %s", error.orig)
             if stop_asked is None and self._should_stop():
-                rundir.stop.touch()
+                _ask_to_stop(rundir, trainer)
                 stop_asked = time.monotonic()
             if stop_asked is not None and time.monotonic() > stop_asked + self.settings.grace_seconds:
                 log.warning("%s: no step boundary within the grace period; killing it", self.lease.job_id)
@@ -204,8 +213,11 @@ class _Attempt:
         asked = time.monotonic()
         self.wishes = leases.beat(self.database, self.settings, self.lease)
         self.lease_ends = asked + self.settings.lease_seconds
-        # The trainer keeps time too, in case this process cannot: stopped, or without a processor.
-        rundir.vouch_until(self.lease_ends)
+        try:
+            # The trainer keeps time too, in case this process cannot: stopped, or without a processor.
+            rundir.vouch_until(self.lease_ends)
+        except OSError as error:
+            log.warning("%s: its trainer cannot be told of its lease, and will end with it: %s", self.job.id, error)
 
     def _store_events(self, rundir: RunDir) -> None:
         found, offset = read_from(rundir.events, self.offset)
@@ -245,6 +257,14 @@ class _Attempt:
                     raise LeaseLost(self.lease.job_id, self.lease.fence) from error
                 log.warning("the database is away; asking again: %s", error.orig)
                 time.sleep(self.settings.poll_seconds)
+
+
+def _ask_to_stop(rundir: RunDir, trainer: Trainer) -> None:
+    try:
+        rundir.stop.touch()
+    except OSError as error:
+        log.warning("%s cannot be written (%s): the trainer is sent a signal instead", rundir.stop, error)
+        trainer.ask_to_end()
 
 
 def _size(directory: Path) -> int:

@@ -144,7 +144,7 @@ def delete_job(given: Given, mine: Mine) -> None:
 def list_events(
     given: Given,
     seen: Seen,
-    after: Annotated[int, Query(ge=0, description="id of the last event of the page before")] = 0,
+    after: Annotated[int, Query(ge=0, le=2**63 - 1, description="id of the last event of the page before")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> ListView[EventView]:
     """What happened, oldest first; the steps themselves are under /metrics."""
@@ -158,7 +158,7 @@ def list_events(
 def get_metrics(
     given: Given,
     seen: Seen,
-    after: Annotated[int, Query(ge=0, description="only steps behind this one")] = 0,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="only steps behind this one")] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     thin_to: Annotated[int | None, Query(ge=1, le=10_000, description="about so many points, evenly spaced")] = None,
 ) -> MetricsView:

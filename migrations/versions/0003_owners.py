@@ -50,6 +50,8 @@ def upgrade() -> None:
         jobs.alter_column("retry_on", existing_type=sa.JSON(), nullable=False)
         jobs.create_index(op.f("ix_jobs_owner_state"), ["owner", "state"])
         jobs.create_unique_constraint(op.f("uq_jobs_owner_idempotency_key"), ["owner", "idempotency_key"])
+    with op.batch_alter_table("outbox", table_kwargs={"sqlite_autoincrement": True}) as outbox:
+        outbox.drop_constraint(op.f("fk_outbox_job_id"), type_="foreignkey")
     with op.batch_alter_table("attempts") as attempts:
         attempts.add_column(sa.Column("retry_at", _SECONDS, nullable=True))
     with op.batch_alter_table("workers") as workers:
@@ -68,6 +70,9 @@ def downgrade() -> None:
             workers.drop_column(name)
     with op.batch_alter_table("attempts") as attempts:
         attempts.drop_column("retry_at")
+    op.execute("DELETE FROM outbox WHERE job_id NOT IN (SELECT id FROM jobs)")
+    with op.batch_alter_table("outbox", table_kwargs={"sqlite_autoincrement": True}) as outbox:
+        outbox.create_foreign_key(op.f("fk_outbox_job_id"), "jobs", ["job_id"], ["id"])
     with op.batch_alter_table("jobs") as jobs:
         jobs.drop_constraint(op.f("uq_jobs_owner_idempotency_key"), type_="unique")
         jobs.drop_index(op.f("ix_jobs_owner_state"))

@@ -1,5 +1,6 @@
 """What somebody with an API key may try: files of others, places of others, too much at once, secrets."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from api.limits import BodyLimit
 from jobs.database import Database
 from jobs.settings import Settings
 from tests.api.local import Office, local_client
@@ -58,7 +60,12 @@ def refused(office: Office, body: dict[str, Any]) -> dict[str, Any]:
         ({"model": {"path": "{data}/../secret"}}, "model.path"),
         ({"model": {"hub": "../secret"}, "tokenizer": "bytes"}, "model.hub"),
         ({"tokenizer": "/etc"}, "tokenizer"),
+        (text("{data}/d*/*"), "dataset.files"),
+        (text("{data}/**/**/x"), "dataset.files"),
         ({"dataset": {"source": "hub", "name": "/etc"}}, "dataset.name"),
+        # Not of the hub: readers of whatever lies around them.
+        ({"dataset": {"source": "hub", "name": "text"}}, "dataset.name"),
+        ({"dataset": {"source": "hub", "name": "json"}}, "dataset.name"),
         ({"dataset": {"source": "hub", "name": "https://example.org/x.zip"}}, "dataset.name"),
     ],
 )
@@ -119,6 +126,31 @@ def test_credentials_and_chains_in_a_url_are_refused_without_being_repeated(
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == "checkpoints.url"
         assert "key:word" not in answer.text
+
+
+def test_a_body_in_very_many_pieces_takes_no_long_time() -> None:
+    """As many looks as pieces, not as many as their square."""
+    pieces, looks = 20_000, 0
+
+    class Piece(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().get(key, default)
+
+    async def ask() -> None:
+        received = iter([Piece(body=b"x", more_body=True)] * (pieces - 1) + [Piece(body=b"x", more_body=False)])
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            assert sum([len((await receive())["body"]) for _ in range(pieces)]) == pieces
+
+        async def receive() -> Any:
+            return next(received)
+
+        await BodyLimit(app, 2**20)({"type": "http", "headers": []}, receive, receive)
+
+    asyncio.run(ask())
+    assert looks < 10 * pieces
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -158,6 +158,10 @@ def test_unknown_things_are_404_in_the_one_shape(client: TestClient) -> None:
     unknown = client.get("/v1/jobs?after=job-none")
     assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "after")
     assert client.get("/v1/jobs/%00").status_code in (400, 404)
+    job = client.post("/v1/jobs", json=job_body()).json()["id"]
+    for path, most in (("events", 2**63 - 1), ("metrics", 2**31 - 1)):
+        assert client.get(f"/v1/jobs/{job}/{path}?after={most + 1}").status_code == 400
+        assert client.get(f"/v1/jobs/{job}/{path}?after={most}").status_code == 200
 
 
 def test_lists_are_newest_first_in_pages_and_filtered(client: TestClient) -> None:

@@ -1,23 +1,25 @@
 """Who may ask for what: API keys, their scopes, and how much each may use. On SQLite and on PostgreSQL."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select, text, update
 
+from api.limits import Rates, TooManyRequests, Window
 from api.main import create_app
 from jobs import keys, workers
 from jobs import lease as leases
 from jobs.database import Database
 from jobs.keys import Quotas, Scope
 from jobs.lease import Outcome
+from jobs.locks import run_lock
 from jobs.settings import Settings
 from jobs.states import State
 from jobs.tables import ApiKey, Job
-from tests.api.local import Office
+from tests.api.local import Office, local_client
 from tests.conftest import job_body
 
 LOOKS = ["/v1/jobs", "/v1/jobs/job-x", "/v1/workers", "/v1/methods", "/metrics"]
@@ -116,8 +118,38 @@ def test_no_key_is_in_the_database(office: Office, database: Database) -> None:
 def test_wrong_keys_cannot_be_tried_for_ever(settings: Settings, database: Database) -> None:
     with Office(settings.model_copy(update={"failed_keys_per_minute": 3}), database) as office:
         guesses = [office.with_key(f"sk-stiefel-x-{n}").get("/v1/jobs") for n in range(5)]
+        # Who has a right key behind the same address is not shut out.
+        assert office.client().get("/v1/jobs").status_code == 200
     assert [answer.status_code for answer in guesses] == [401, 401, 401, 429, 429]
     assert 1 <= int(guesses[-1].headers["retry-after"]) <= 60
+
+
+def test_whoever_has_very_many_addresses_fills_no_memory(settings: Settings) -> None:
+    window = Window(2, remembered=100)
+    for number in range(1000):
+        assert window.count(str(number)) is None
+    assert len(window) == 100
+    # Of IPv6 a whole /64 is one subscriber.
+    rates = Rates(settings.model_copy(update={"failed_keys_per_minute": 2}))
+    for number in range(2):
+        rates.count_wrong_key(f"2001:db8::{number}")
+    with pytest.raises(TooManyRequests):
+        rates.count_wrong_key("2001:db8::ffff")
+    rates.count_wrong_key("2001:db8:0:1::1")
+
+
+def test_a_minute_is_any_minute() -> None:
+    at = 1000.0
+    window = Window(2, clock=lambda: at)
+    assert window.count("a") is None
+    at += 40
+    assert window.count("a") is None
+    at += 10
+    assert window.count("a") == 10
+    assert window.count("b") is None
+    at += 10
+    assert window.count("a") is None
+    assert window.count("a") == 40
 
 
 def test_more_requests_than_allowed_are_told_when_to_come_again(settings: Settings, database: Database) -> None:
@@ -142,6 +174,9 @@ def test_more_requests_than_allowed_are_told_when_to_come_again(settings: Settin
         ("127.0.0.1", "stiefel.example", {}),  # a name that somebody lets lead to 127.0.0.1
         ("127.0.0.1", "127.0.0.1", {"x-forwarded-for": "192.0.2.7"}),
         ("127.0.0.1", "127.0.0.1", {"forwarded": "for=192.0.2.7"}),
+        ("127.0.0.1", "127.0.0.1", {"origin": "https://page.example"}),  # a page that this machine's browser shows
+        ("127.0.0.1", "127.0.0.1", {"origin": "null"}),
+        ("127.0.0.1", "127.0.0.1", {"sec-fetch-site": "cross-site"}),
     ],
 )
 def test_without_keys_only_this_machine_is_answered(
@@ -154,6 +189,15 @@ def test_without_keys_only_this_machine_is_answered(
             assert answer.status_code == 403, path
             assert "STIEFEL_AUTH=on" in answer.json()["error"]["message"]
         assert client.post("/v1/jobs", json=job_body()).status_code == 403
+
+
+def test_the_api_s_own_page_may_ask(settings: Settings, database: Database) -> None:
+    with local_client(settings) as client:
+        headers = {"origin": "http://127.0.0.1:8000", "sec-fetch-site": "same-origin"}
+        assert client.post("/v1/jobs", json=job_body(), headers=headers).status_code == 201
+        # What a page of the web can send without its browser asking first.
+        plain = {"content-type": "text/plain"}
+        assert client.post("/v1/jobs", content=json.dumps(job_body()), headers=plain).status_code == 400
 
 
 # ------------------------------------------------------------------------------------------------------------ quotas
@@ -211,9 +255,7 @@ def test_device_hours_are_counted_and_end_a_job_with_a_checkpoint_when_used_up(
         assert "device hours" in refused.json()["error"]["message"]
 
 
-def test_storage_is_limited_and_deleting_an_ended_job_frees_it(
-    office: Office, database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_storage_is_limited_and_deleting_an_ended_job_frees_it(office: Office, database: Database) -> None:
     client = office.client(quotas=Quotas(storage_bytes=1000))
     job = post(client)
     lease = leases.claim(database, office.settings, job, "w")
@@ -228,13 +270,11 @@ def test_storage_is_limited_and_deleting_an_ended_job_frees_it(
     run.mkdir(parents=True)
     (run / "events.jsonl").write_text("x")
 
-    def busy(_: Path) -> None:
-        raise OSError(39, "Directory not empty")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("jobs.wishes.shutil.rmtree", busy)
-        in_use = client.delete(f"/v1/jobs/{job}")
+    trainer = run_lock(str(run))
+    assert trainer.try_acquire()  # one that outlived its worker
+    in_use = client.delete(f"/v1/jobs/{job}")
     assert (in_use.status_code, in_use.json()["error"]["code"]) == (409, "files_in_use")
+    trainer.release()
     assert client.delete(f"/v1/jobs/{job}").status_code == 204
     assert not run.exists()
     assert client.get(f"/v1/jobs/{job}").status_code == 404

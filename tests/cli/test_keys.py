@@ -51,6 +51,9 @@ def test_a_key_opens_the_service_until_it_is_revoked(stack: Stack) -> None:
     job = json.loads(submitted.stdout.splitlines()[-1])
     assert (job["state"], job["owner"]) == ("succeeded", made["id"])
 
+    assert stiefel(stack, "keys", "set", made["id"], "--device-hours", "7").returncode == 0
+    assert "of 7" in stiefel(stack, "keys", "list").stdout
+    assert stiefel(stack, "keys", "set", made["id"], "--device-hours", "2.5").returncode == 0
     listed = stiefel(stack, "keys", "list")
     assert "team [a]" in listed.stdout
     assert "of 2.5" in listed.stdout
@@ -85,7 +88,16 @@ def test_an_administrator_drains_a_worker(stack: Stack) -> None:
     assert "there is no worker 'nobody'" in unknown.stderr
 
 
-COMMANDS = ("keys create", "keys list", "keys revoke", "workers list", "workers drain", "workers undrain", "delete")
+COMMANDS = (
+    "keys create",
+    "keys list",
+    "keys set",
+    "keys revoke",
+    "workers list",
+    "workers drain",
+    "workers undrain",
+    "delete",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -81,6 +81,31 @@ def test_a_new_checkpoint_ends_the_row_of_failures(database: Database, settings:
     assert store.get(database, job.id).failures == 1
 
 
+def test_getting_on_again_from_an_older_checkpoint_is_progress_too(database: Database, settings: Settings) -> None:
+    """The newest was damaged, or gone back from."""
+    job = submit(database, settings)
+    for first in (0, 4, 2, 3):
+        let_backoff_pass(database)
+        lease = claim(database, settings, job)
+        saved = events.Checkpointed(step=first + 1, path="/c", bytes=1, seconds=1.0)
+        record(database, lease, [started(first), saved], store.get(database, job.id).events_offset + 1)
+        outcome = Outcome("failed", 1, {"code": "killed", "message": ""})
+        assert leases.finish(database, lease, outcome) == State.QUEUED
+    assert store.get(database, job.id).failures == 1
+
+
+def test_a_lost_attempt_s_device_time_is_counted_to_the_end_of_its_lease(
+    database: Database, settings: Settings
+) -> None:
+    job = submit(database, settings)
+    claim(database, settings, job)
+    with database.transaction() as session:  # claimed 100 s ago, and lost 40 s ago
+        changed = {"charged_until": Job.charged_until - 100, "lease_expires_at": Job.charged_until - 40}
+        session.execute(update(Job).values(**changed))
+    upkeep.requeue_lost(database, settings)
+    assert store.get(database, job.id).device_seconds == pytest.approx(60, abs=1)
+
+
 def test_lost_workers_spend_no_attempt_but_a_job_that_takes_them_down_is_given_up(
     database: Database, settings: Settings
 ) -> None:

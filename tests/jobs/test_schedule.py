@@ -1,7 +1,10 @@
 """Who goes next, why a job waits, and who makes room. On SQLite and on PostgreSQL."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from jobs import keys, schedule, store, submission, upkeep, wishes, workers
 from jobs import lease as leases
@@ -126,7 +129,62 @@ def test_who_takes_another_job_than_the_announced_one_has_that_one_announced_aga
         assert session.scalars(select(Outbox.job_id)).all() == [announced.id]
 
 
+def test_workers_that_take_one_another_s_jobs_do_not_wait_for_each_other(
+    database: Database, settings: Settings
+) -> None:
+    """Each holds the job that it claims, and announces the other's again."""
+    cards = [Card(f"w{n}", "host", "0", (), 1) for n in range(2)]
+    for card in cards:
+        workers.seen(database, card)
+    for _ in range(10):
+        jobs = [submit(database, settings).id for _ in range(2)]
+        together = Barrier(2)
+
+        def take(number: int, jobs: list[str] = jobs, together: Barrier = together) -> Lease | None:
+            together.wait()
+            return leases.claim(database, settings, jobs[number], cards[number].name, jobs[1 - number])
+
+        with ThreadPoolExecutor(2) as pool:
+            assert None not in list(pool.map(take, range(2)))
+
+
+def test_jobs_of_a_queue_that_nobody_hears_hide_no_forgotten_ones(database: Database, settings: Settings) -> None:
+    for _ in range(101):
+        submit(database, settings, devices=8)
+    mine = submit(database, settings)
+    upkeep.publish_due(database, settings, lambda *_: None)
+    upkeep.publish_due(database, settings, lambda *_: None)
+    with database.transaction() as session:
+        session.execute(update(Job).values(queued_at=Job.queued_at - 1e6, announced_at=2.0))
+    assert upkeep.announce_again(database, settings, {"stiefel.any.8": 101}) == 1
+    with database.reading() as session:
+        assert session.scalars(select(Outbox.job_id)).all() == [mine.id]
+
+
+def test_when_a_job_of_a_full_owner_ends_one_of_each_size_is_announced(database: Database, settings: Settings) -> None:
+    owner = keys.create(database, "o", [Scope.WRITE], Quotas(running=1))[0].id
+    first, large, small = (submit(database, settings, devices, owner=owner) for devices in (1, 8, 1))
+    lease = run_on(database, settings, first, CPU)
+    upkeep.publish_due(database, settings, lambda *_: None)
+    leases.finish(database, lease, Outcome("succeeded", 0))
+    with database.reading() as session:
+        assert set(session.scalars(select(Outbox.job_id))) == {large.id, small.id}
+
+
 # -------------------------------------------------------------------------------------------------------- preemption
+
+
+def test_jobs_that_cannot_start_anyway_neither_preempt_nor_hide_those_that_can(
+    database: Database, settings: Settings
+) -> None:
+    run_on(database, settings, submit(database, settings), CPU)
+    greedy = keys.create(database, "o", [Scope.WRITE], Quotas(running=0))[0].id
+    for _ in range(25):
+        submit(database, settings, owner=greedy, priority=50)
+        submit(database, settings, devices=8, priority=50)
+    assert schedule.preempt(database, settings) == 0
+    submit(database, settings, priority=10)
+    assert schedule.preempt(database, settings) == 1
 
 
 def test_a_job_of_lower_priority_makes_room_and_spends_no_attempt(database: Database, settings: Settings) -> None:

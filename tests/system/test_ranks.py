@@ -23,7 +23,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield started
 
 
-@pytest.mark.parametrize("role", ["rank-0", "rank-1", "torchrun", "trainer"])
+ROLES = ["rank-0", pytest.param("rank-1", marks=pytest.mark.matrix), "torchrun", "trainer"]
+
+
+@pytest.mark.parametrize("role", ROLES)
 def test_a_job_of_two_ranks_goes_on_whichever_of_its_processes_is_killed(
     service: Service, undisturbed: list[tuple[int, float]], watch: Watch, role: str
 ) -> None:

@@ -1,6 +1,7 @@
 """Priorities, drains and sizes with real workers."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,11 @@ def cancel(service: Service, *jobs: str) -> None:
 
 
 def test_workers_are_listed_with_what_they_have(service: Service) -> None:
-    found = service.http.get("/v1/workers").json()["data"]
+    def listed() -> list[dict[str, Any]]:
+        return list(service.http.get("/v1/workers").json()["data"])
+
+    service.until(lambda: len(listed()) == 2, "both workers to say hello")
+    found = listed()
     assert [(w["name"], w["device"], w["devices"], w["drained"]) for w in found] == [
         ("worker-1", "cpu", 2, False),
         ("worker-2", "cpu", 2, False),

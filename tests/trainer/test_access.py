@@ -11,12 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.trainer.alone import alone
 from trainer import access, events
-from trainer.access import Access
+from trainer.access import Access, Outside
+from trainer.config import HubDataset
+from trainer.documents import documents
 from trainer.rundir import RunDir
+from trainer.weights import Stored
 
 SMALL = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
 
@@ -114,6 +118,34 @@ def test_pickled_weights_are_not_even_opened(tmp_path: Path) -> None:
     assert mark.exists()
 
 
+def test_an_index_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
+    """Else the weights of somebody's private model could be trained on, and written to a place of the trainer's."""
+    private, mine = tmp_path / "private", tmp_path / "mine"
+    for model in (private, mine):
+        LlamaForCausalLM(LlamaConfig(**SMALL, num_attention_heads=4)).save_pretrained(model)
+    names = list(load_file(private / "model.safetensors"))
+    for elsewhere in (str(private / "model.safetensors"), "../private/model.safetensors"):
+        (mine / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, elsewhere)}))
+        with pytest.raises(ValueError, match="not a file beside it"):
+            Stored(mine)
+
+
+def test_a_dataset_that_names_files_of_its_reader_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a description beside it, as a repository of the hub may have one; here in a directory that may be read."""
+    secret, data = tmp_path / "secret.jsonl", tmp_path / "data"
+    secret.write_text('{"text": "a secret"}\n')
+    data.mkdir()
+    (data / "fine.jsonl").write_text('{"text": "for everybody"}\n')
+    dataset = HubDataset(name=str(data))
+    for name, value in Access(readable=(str(data),)).environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    assert list(documents(dataset)) == ["for everybody"]
+    (data / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files: {secret}\n---\n")
+    with pytest.raises(Outside, match=r"^dataset.name: .*outside of what may be read"):
+        list(documents(dataset))
+
+
 @pytest.mark.parametrize("text", ["$(touch {mark})", "; touch {mark}", "`touch {mark}`", "| touch {mark}", "-c touch"])
 def test_nothing_in_a_spec_reaches_a_shell(tmp_path: Path, text: str) -> None:
     mark = tmp_path / "was-here"
@@ -137,12 +169,12 @@ def test_limits_survive_the_way_through_the_environment(monkeypatch: pytest.Monk
         assert Access.of_environment() == limits
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.matrix)])
 def test_a_trainer_that_nobody_vouches_for_any_more_ends_with_a_checkpoint(tmp_path: Path, processes: int) -> None:
     """Its supervisor is stopped, say: somebody else may want to train this."""
     changes: dict[str, Any] = {"resources": {"processes": processes}, "deepspeed": {"zero_stage": 2}}
     rundir = make(tmp_path, optimisation={"steps": 100_000}, **changes)
-    rundir.vouch_until(time.monotonic() + 25)
+    rundir.vouch_until(time.monotonic() + 15)
     command = [sys.executable, "-m", "trainer", "run", str(rundir.root)]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=120)
     assert done.returncode == 0

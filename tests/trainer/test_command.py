@@ -88,10 +88,10 @@ def test_a_hub_that_cannot_be_reached_is_worth_another_try(tmp_path: Path) -> No
     rundir = make(tmp_path, "hub", model={"hub": "some-organisation/some-model"}, tokenizer="bytes", method="full")
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(trainer("run", str(rundir.root)), capture_output=True, text=True, env=offline)
-    assert done.returncode == 1
+    assert done.returncode == 72
     failed = events.read(rundir.events)[-1]
     assert isinstance(failed, events.Failed)
-    assert failed.retryable
+    assert (failed.reason, failed.retryable) == ("infrastructure", True)
     assert "'some-organisation/some-model' cannot be loaded" in failed.message
 
 

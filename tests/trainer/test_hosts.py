@@ -144,7 +144,7 @@ def failed(reason: str) -> dict[str, Any]:
         ([STARTED, failed("unknown"), STARTED], 1, 1),
         ([STARTED, ROLLED_BACK], 1, 70),
         ([STARTED, ROLLED_BACK, failed("unknown")], 1, 70),
-        ([STARTED, failed("out_of_memory"), ROLLED_BACK], 1, 68),
+        ([STARTED, failed("out_of_memory_device"), ROLLED_BACK], 1, 68),
         ([STARTED, ROLLED_BACK, STARTED, failed("divergence")], 1, 67),
         ([STARTED, ROLLED_BACK, STARTED, FINISHED], 0, 0),
         ([STARTED, ROLLED_BACK, STOPPED], 0, 0),

@@ -31,6 +31,10 @@ def test_unnamed_it_has_what_the_driver_lists_or_what_it_was_limited_to(
     assert card(Settings(home=tmp_path), driver(tmp_path, 3)).gpus == ("0", "1", "2")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-abc,GPU-def")
     assert card(Settings(home=tmp_path), tmp_path).gpus == ("GPU-abc", "GPU-def")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,-1,2")
+    assert card(Settings(home=tmp_path), tmp_path).gpus == ("3",)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert card(Settings(home=tmp_path), tmp_path).device == "cpu"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert card(Settings(home=tmp_path), tmp_path).device == "cpu"
 

@@ -87,13 +87,20 @@ code = f"import subprocess; print({rank_of}.pid, flush=True)"
 rank = int(subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, check=True).stdout)
 other = subprocess.Popen(sleeper + [sys.argv[1] + '-other'])
 print(orphans.end(Path(sys.argv[1])), Path(f'/proc/{rank}').exists(), other.poll(), flush=True)
+# One that ends by itself leaves no entry in the kernel's table either.
+code = "import subprocess; print(subprocess.Popen(['true'], start_new_session=True, stdout=subprocess.DEVNULL).pid)"
+gone = int(subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, check=True).stdout)
+while Path(f'/proc/{gone}/cmdline').exists() and Path(f'/proc/{gone}/cmdline').read_bytes():
+    time.sleep(0.01)
+orphans.end(Path(sys.argv[1]))
+print(Path(f'/proc/{gone}').exists(), flush=True)
 other.kill()
 """
 
 
 def test_a_rank_whose_parents_are_gone_is_ended_and_nobody_else(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", WORKER, str(tmp_path / "run")], capture_output=True, text=True)
-    assert done.stdout.split() == ["1", "False", "None"], done.stderr
+    assert done.stdout.split() == ["1", "False", "None", "False"], done.stderr
 
 
 def test_where_nothing_is_left_nothing_is_ended(tmp_path: Path) -> None:

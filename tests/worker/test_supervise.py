@@ -13,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 from jobs import lease as leases
 from jobs import reports, store, submission
 from jobs.database import Database
+from jobs.locks import Locks, device_locks, run_lock
 from jobs.requests import JobRequest
 from jobs.settings import Settings
 from jobs.states import State
@@ -22,7 +23,6 @@ from tests.conftest import job_body
 from trainer import events
 from trainer.checkpoint.place import Directory
 from trainer.rundir import RunDir
-from worker.launch import Locks, device_locks, run_lock
 from worker.outcome import outcome_of
 from worker.supervise import run_next
 
@@ -166,4 +166,38 @@ def test_two_announcements_of_one_job_train_it_once(quick: Settings) -> None:
     run_next(database, quick, CARD, job_id, lambda: False)
     run_next(database, quick, CARD, job_id, lambda: False)
     assert [a.outcome for a in store.attempts(database, job_id)] == ["succeeded"]
+    database.close()
+
+
+def test_a_claim_that_fails_leaves_no_lock_behind(quick: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nobody, this worker included, could ever start the job."""
+    database, job_id = submit(quick, optimisation={"steps": 3})
+    with monkeypatch.context() as patched, pytest.raises(OperationalError):
+        Outage(patched, "claim")
+        run_next(database, quick, CARD, job_id, lambda: False)
+    lock = run_lock(store.get(database, job_id).run_directory)
+    assert lock.try_acquire()
+    lock.release()
+    run_next(database, quick, CARD, job_id, lambda: False)
+    assert store.get(database, job_id).state == State.SUCCEEDED
+    database.close()
+
+
+def test_a_stop_file_that_cannot_be_written_becomes_a_signal(quick: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    database, job_id = submit(quick, optimisation={"steps": 100_000})
+    rundir = RunDir(store.get(database, job_id).run_directory)
+    real = Path.touch
+
+    def touch(path: Path, *arguments: Any, **options: Any) -> None:
+        if path == rundir.stop:
+            raise OSError(28, "No space left on device")
+        real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "touch", touch)
+    run_next(
+        database, quick, CARD, job_id, lambda: rundir.events.exists() and '"type":"step"' in rundir.events.read_text()
+    )
+    assert [a.outcome for a in store.attempts(database, job_id)] == ["stopped"]
+    assert store.get(database, job_id).failures == 0
+    assert Directory(rundir.checkpoints).complete_steps() != []
     database.close()

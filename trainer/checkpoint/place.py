@@ -122,6 +122,7 @@ class Directory:
     def write(self, step: int, name: str, data: bytes) -> None:
         durable.write(self.staging(step) / name, data)
         durable.sync(self._root)
+        durable.sync(self._root.parent)
 
     def discard(self, step: int, name: str) -> None:
         (self._of(step) / name).unlink()

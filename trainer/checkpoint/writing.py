@@ -89,7 +89,7 @@ class Writer:
     def commit(self) -> Checkpointed:
         """Make it count, after waiting for its files where they are not written yet; then drop what is not kept.
 
-        Raises InfrastructureError, on every rank, where a rank could not write: a later try may.
+        Raises InfrastructureError, on every rank, where a rank could not write its file: a later try may.
         """
         assert self._pending is not None
         pending, self._pending = self._pending, None
