@@ -1,11 +1,16 @@
 """stiefel keys: make, list and revoke API keys. Needs the database itself, not the API: whoever has it is in charge."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from cli.options import AsJson, console, print_json
 from jobs import keys
@@ -13,6 +18,11 @@ from jobs.database import Database
 from jobs.keys import Quotas, Scope
 from jobs.settings import Settings
 from jobs.tables import ApiKey
+
+
+class NoDatabase(Exception):
+    """There is none, or not one of this version; the message is for the user."""
+
 
 app = typer.Typer(
     help="Make, list and revoke API keys, in the database of STIEFEL_DATABASE_URL (or of STIEFEL_HOME).",
@@ -40,9 +50,8 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make a key. It is shown this once."""
-    database = Database(Settings().url)
-    key, secret = keys.create(database, name, scope, Quotas(queued, running, device_hours, storage))
-    database.close()
+    with _database() as database:
+        key, secret = keys.create(database, name, scope, Quotas(queued, running, device_hours, storage))
     if as_json:
         print_json(_described(key) | {"key": secret})
         return
@@ -52,9 +61,8 @@ def create(
 @app.command("list", epilog="example: stiefel keys list --json")
 def list_keys(as_json: AsJson = False) -> None:
     """Keys with their scopes, quotas and use; never the keys themselves."""
-    database = Database(Settings().url)
-    found = keys.list_keys(database)
-    database.close()
+    with _database() as database:
+        found = keys.list_keys(database)
     if as_json:
         print_json([_described(key) for key in found])
         return
@@ -77,19 +85,35 @@ def set_quotas(
     storage: Storage = None,
 ) -> None:
     """Change what a key may use; what is not named stays as it is."""
-    database = Database(Settings().url)
-    keys.set_quotas(database, key_id, Quotas(queued, running, device_hours, storage))
-    database.close()
+    with _database() as database:
+        keys.set_quotas(database, key_id, Quotas(queued, running, device_hours, storage))
     console.print(f"key {key_id} has new quotas")
 
 
 @app.command(epilog="example: stiefel keys revoke 0123456789ab")
 def revoke(key_id: KeyId) -> None:
     """Refuse a key from now on. Its jobs go on; an administrator can cancel them."""
-    database = Database(Settings().url)
-    keys.revoke(database, key_id)
-    database.close()
+    with _database() as database:
+        keys.revoke(database, key_id)
     console.print(f"key {key_id} is revoked")
+
+
+@contextmanager
+def _database() -> Iterator[Database]:
+    """Raises NoDatabase."""
+    url = Settings().url
+    where = make_url(url)
+    hint = "set STIEFEL_DATABASE_URL, or STIEFEL_HOME to where `stiefel up` runs"
+    if where.get_backend_name() == "sqlite" and not Path(where.database or "").is_file():
+        raise NoDatabase(f"there is no database {where.database}; {hint}")
+    database = Database(url)
+    try:
+        yield database
+    except (OperationalError, ProgrammingError) as error:
+        shown = where.render_as_string(hide_password=True)
+        raise NoDatabase(f"{shown} cannot be used: {error.orig}; run `python -m migrations`, or {hint}") from error
+    finally:
+        database.close()
 
 
 def _described(key: ApiKey) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from cli import keys, workers
 from cli import submit as submission
@@ -115,7 +115,8 @@ def list_jobs(
     if as_json:
         print_json(page)
         return
-    table = Table("id", "name", "method", "state", "progress")
+    # An id is there to be copied.
+    table = Table(Column("id", no_wrap=True, min_width=24), "name", "method", "state", "progress")
     for job in page["data"]:
         table.add_row(job["id"], escape(job["name"] or ""), job["method"], job["state"], describe(job))
     console.print(table)
@@ -206,7 +207,7 @@ def _ask(job_id: str, operation: str, as_json: bool, api: str) -> None:
 def main() -> None:
     try:
         app()
-    except (Refused, NoBroker, StackError, submission.BadFile, JobsError) as error:
+    except (Refused, NoBroker, StackError, submission.BadFile, JobsError, keys.NoDatabase) as error:
         Console(stderr=True).print(f"[red]stiefel:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise SystemExit(1) from None
 

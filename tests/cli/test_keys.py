@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,24 @@ def test_an_unknown_key_cannot_be_revoked(stack: Stack) -> None:
     done = stiefel(stack, "keys", "revoke", "nothing")
     assert done.returncode == 1
     assert "there is no API key 'nothing'; `stiefel keys list` lists them" in done.stderr
+
+
+def test_without_a_database_the_remedy_is_told_and_nothing_is_made(stack: Stack, tmp_path: Path) -> None:
+    def keys_list(url: str) -> str:
+        environment = os.environ | {"STIEFEL_HOME": str(tmp_path / "none"), "STIEFEL_DATABASE_URL": url}
+        command = [sys.executable, "-m", "cli.main", "keys", "list"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+        return " ".join(done.stderr.split())
+
+    assert "stiefel.db; set STIEFEL_DATABASE_URL, or STIEFEL_HOME" in keys_list("")
+    assert not (tmp_path / "none").exists()
+    empty = tmp_path / "empty.db"
+    empty.touch()
+    assert "no such table: api_keys; run `python -m migrations`" in keys_list(f"sqlite:///{empty}")
+    away = keys_list("postgresql+psycopg://me:hush@127.0.0.1:1/none")
+    assert "me:***@127.0.0.1" in away
+    assert "hush" not in away
 
 
 def test_an_administrator_drains_a_worker(stack: Stack) -> None:
