@@ -27,14 +27,15 @@ def publish_due(
     A row is deleted only after the broker has taken its message: published twice is harmless, not at all is not.
     Whatever `publish` raises passes through, and the row stays.
     """
-    query = select(Outbox, Job.device, Job.devices).join(Job, Job.id == Outbox.job_id)
+    query = select(Outbox, Job.device, Job.devices).outerjoin(Job, Job.id == Outbox.job_id)
     query = query.where(Outbox.due_at <= now()).order_by(Outbox.id).limit(_AT_ONCE)
     if job_id is not None:
         query = query.where(Outbox.job_id == job_id)
     with database.reading() as session:
         due = session.execute(query).all()
     for row, device, devices in due:
-        publish(queue_of(settings, device, devices), row.job_id)
+        if device is not None and devices is not None:  # else the job was deleted meanwhile
+            publish(queue_of(settings, device, devices), row.job_id)
         with database.transaction() as session:
             session.execute(delete(Outbox).where(Outbox.id == row.id))
             session.execute(update(Job).where(Job.id == row.job_id).values(announced_at=now()))

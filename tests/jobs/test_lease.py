@@ -236,6 +236,16 @@ def test_an_announcement_stays_until_the_broker_has_it(database: Database, setti
     assert published == [job.id]
 
 
+def test_an_announcement_of_a_deleted_job_is_dropped(database: Database, settings: Settings) -> None:
+    with database.transaction() as session:
+        session.add(Outbox(job_id="job-deleted", due_at=1.0))
+    published: list[str] = []
+    upkeep.publish_due(database, settings, lambda _, job_id: published.append(job_id))
+    assert published == []
+    with database.reading() as session:
+        assert session.scalars(select(Outbox)).all() == []
+
+
 def test_a_forgotten_job_is_announced_again_but_not_while_workers_are_merely_busy(
     database: Database, settings: Settings
 ) -> None:
