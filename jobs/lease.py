@@ -127,11 +127,11 @@ def finish(database: Database, lease: Lease, outcome: Outcome) -> State:
     with database.transaction() as session:
         job = locked(session, lease)
         _charge(session, job, clock(session))
-        delay, error = None, outcome.error
+        delay, error = 0.0, outcome.error
         if outcome.kind == "succeeded":
             state = State.SUCCEEDED
         elif outcome.kind == "stopped":
-            state, delay = wished(job, State.QUEUED), 0.0
+            state = wished(job, State.QUEUED)
         else:
             error = error or {"code": "unknown", "message": "the attempt failed"}
             _forget_failures_before_progress(session, job)
@@ -141,7 +141,7 @@ def finish(database: Database, lease: Lease, outcome: Outcome) -> State:
             delay = failures.backoff(job.backoff_seconds, job.failures)
             counters.add(database, session, "attempt_failures", error["code"], 1)
         end_attempt(session, job, outcome.kind, error, outcome.exit_code, state, delay)
-        leave(database, session, job, state, delay or 0.0, error)
+        leave(database, session, job, state, delay, error)
     return state
 
 
@@ -208,10 +208,10 @@ def end_attempt(
     error: dict[str, Any] | None,
     exit_code: int | None,
     state: State,
-    delay: float | None,
+    delay: float,
 ) -> None:
     """The attempt of the job's fence is over; `state` is what the job becomes, in `delay` seconds if that is queued."""
-    retry_at = clock(session) + (delay or 0.0) if state == State.QUEUED and outcome in ("failed", "lost") else None
+    retry_at = clock(session) + delay if state == State.QUEUED and outcome in ("failed", "lost") else None
     session.execute(
         update(Attempt)
         .where(Attempt.job_id == job.id, Attempt.fence == job.fence, Attempt.ended_at.is_(None))
