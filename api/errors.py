@@ -29,6 +29,23 @@ from trainer.errors import DataError, SpecError
 log = logging.getLogger("stiefel.api")
 
 
+# What a refusal that needs no more than its own words becomes: (status, type, param, code).
+_REFUSALS: dict[type[Exception], tuple[int, str, str | None, str]] = {
+    UnknownCursor: (400, "invalid_request_error", "after", "invalid_value"),
+    NotPermitted: (403, "permission_error", None, "not_permitted"),
+    JobNotFound: (404, "not_found_error", "job_id", "not_found"),
+    WorkerNotFound: (404, "not_found_error", "name", "not_found"),
+    WrongState: (409, "conflict_error", None, "wrong_state"),
+    IdempotencyReused: (409, "conflict_error", "Idempotency-Key", "idempotency_key_reused"),
+    QuotaExceeded: (429, "insufficient_quota", None, "quota_exceeded"),
+}
+
+
+def _refused(_: Request, error: Exception) -> JSONResponse:
+    status, kind, param, code = _REFUSALS[type(error)]
+    return answer(status, str(error), kind, param, code)
+
+
 def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -41,13 +58,8 @@ def install(app: FastAPI) -> None:
         param = str(error).partition(":")[0]
         return answer(400, str(error), "invalid_request_error", param, "invalid_value")
 
-    @app.exception_handler(JobNotFound)
-    def not_found(_: Request, error: JobNotFound) -> JSONResponse:
-        return answer(404, str(error), "not_found_error", "job_id", "not_found")
-
-    @app.exception_handler(WorkerNotFound)
-    def no_such_worker(_: Request, error: WorkerNotFound) -> JSONResponse:
-        return answer(404, str(error), "not_found_error", "name", "not_found")
+    for kind in _REFUSALS:
+        app.add_exception_handler(kind, _refused)
 
     @app.exception_handler(Unauthenticated)
     def unauthenticated(_: Request, error: Unauthenticated) -> JSONResponse:
@@ -55,17 +67,9 @@ def install(app: FastAPI) -> None:
         response.headers["www-authenticate"] = "Bearer"
         return response
 
-    @app.exception_handler(NotPermitted)
-    def not_permitted(_: Request, error: NotPermitted) -> JSONResponse:
-        return answer(403, str(error), "permission_error", None, "not_permitted")
-
     @app.exception_handler(Forbidden)
     def forbidden(_: Request, error: Forbidden) -> JSONResponse:
         return answer(403, str(error), "permission_error", error.field, "outside")
-
-    @app.exception_handler(QuotaExceeded)
-    def quota(_: Request, error: QuotaExceeded) -> JSONResponse:
-        return answer(429, str(error), "insufficient_quota", None, "quota_exceeded")
 
     @app.exception_handler(TooManyRequests)
     def too_many(_: Request, error: TooManyRequests) -> JSONResponse:
@@ -74,23 +78,11 @@ def install(app: FastAPI) -> None:
         response.headers["retry-after"] = str(error.retry_after)
         return response
 
-    @app.exception_handler(IdempotencyReused)
-    def reused(_: Request, error: IdempotencyReused) -> JSONResponse:
-        return answer(409, str(error), "conflict_error", "Idempotency-Key", "idempotency_key_reused")
-
-    @app.exception_handler(WrongState)
-    def wrong_state(_: Request, error: WrongState) -> JSONResponse:
-        return answer(409, str(error), "conflict_error", None, "wrong_state")
-
     @app.exception_handler(FilesInUse)
     def files_in_use(_: Request, error: FilesInUse) -> JSONResponse:
         response = answer(409, str(error), "conflict_error", None, "files_in_use")
         del response.headers["x-should-retry"]
         return response
-
-    @app.exception_handler(UnknownCursor)
-    def unknown_cursor(_: Request, error: UnknownCursor) -> JSONResponse:
-        return answer(400, str(error), "invalid_request_error", "after", "invalid_value")
 
     @app.exception_handler(DatabaseDataError)
     def cannot_be_stored(_: Request, error: DatabaseDataError) -> JSONResponse:

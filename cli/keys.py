@@ -41,8 +41,9 @@ KeyId = Annotated[str, typer.Argument(metavar="ID", help="as `stiefel keys list`
 def create(
     name: Annotated[str, typer.Option(help="whose it is")],
     scope: Annotated[
-        list[Scope], typer.Option(help="read: look; write: submit, cancel, delete too; admin: all jobs, workers")
-    ] = [Scope.WRITE],  # noqa: B006  (typer reads it, nobody changes it)
+        list[Scope] | None,
+        typer.Option(help="read: look; write (default): submit, cancel, delete too; admin: all jobs, workers"),
+    ] = None,
     queued: Queued = None,
     running: Running = None,
     device_hours: DeviceHours = None,
@@ -51,7 +52,9 @@ def create(
 ) -> None:
     """Make a key. It is shown this once."""
     with _database() as database:
-        key, secret = keys.create(database, name, scope, Quotas(queued, running, device_hours, storage))
+        key, secret = keys.create(
+            database, name, scope or [Scope.WRITE], Quotas(queued, running, device_hours, storage)
+        )
     if as_json:
         print_json(_described(key) | {"key": secret})
         return

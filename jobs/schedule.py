@@ -83,9 +83,9 @@ def preempt(database: Database, settings: Settings) -> int:
         ).all()
         on = {job.worker: job for job in running}
         free = {worker.name for worker in there if worker.name not in on or _is_leaving(on[worker.name])}
-        waiting = _in_order().where(Job.priority > _lowest(running), _fits_one_of(there))
-        waiting = waiting.where(Job.owner.not_in(keys.at_their_limit(session)))
-        for job in session.scalars(waiting.limit(_HEAD)).all():
+        urgent = _in_order().where(Job.priority > _lowest(running), _fits_one_of(there))
+        urgent = urgent.where(Job.owner.not_in(keys.at_their_limit(session)))
+        for job in session.scalars(urgent.limit(_HEAD)).all():
             fitting = [worker for worker in there if workers.fits(worker, job.device, job.devices)]
             idle = next((worker.name for worker in fitting if worker.name in free), None)
             if idle is not None:

@@ -45,17 +45,17 @@ IdempotencyKey = Annotated[
 ]
 
 
-def _seen(given: Given, caller: Reader, job_id: str) -> Job:
+def _visible(given: Given, caller: Reader, job_id: str) -> Job:
     return store.get(given.database, job_id, caller.sees)
 
 
-def _mine(given: Given, caller: Writer, job_id: str) -> Job:
+def _changeable(given: Given, caller: Writer, job_id: str) -> Job:
     return store.get(given.database, job_id, caller.sees)
 
 
 # The job that a path names: somebody else's is not there.
-Seen = Annotated[Job, Depends(_seen)]
-Mine = Annotated[Job, Depends(_mine)]
+VisibleJob = Annotated[Job, Depends(_visible)]
+ChangeableJob = Annotated[Job, Depends(_changeable)]
 
 EXAMPLES = {
     "galore": {
@@ -129,26 +129,26 @@ def list_jobs(
 
 
 @router.get("/{job_id}", responses=documented(404))
-def get_job(given: Given, seen: Seen) -> JobDetail:
-    return _detail(given, seen)
+def get_job(given: Given, job: VisibleJob) -> JobDetail:
+    return _detail(given, job)
 
 
 @router.delete("/{job_id}", status_code=204, responses=documented(404, 409))
-def delete_job(given: Given, mine: Mine) -> None:
+def delete_job(given: Given, job: ChangeableJob) -> None:
     """Remove a job that has ended, with its run directory: curves, events, logs, checkpoints. What it wrote to an
     object store stays there."""
-    wishes.remove(given.database, mine.id)
+    wishes.remove(given.database, job.id)
 
 
 @router.get("/{job_id}/events", responses=documented(400, 404))
 def list_events(
     given: Given,
-    seen: Seen,
+    job: VisibleJob,
     after: Annotated[int, Query(ge=0, le=2**63 - 1, description="id of the last event of the page before")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> ListView[EventView]:
     """What happened, oldest first; the steps themselves are under /metrics."""
-    page = store.events(given.database, seen.id, after, limit)
+    page = store.events(given.database, job.id, after, limit)
     found = [EventView(id=e.id, at=e.at, type=e.type, step=e.step, data=e.data) for e in page.items]
     first, last = (found[0].id, found[-1].id) if found else (None, None)
     return ListView[EventView](data=found, has_more=page.has_more, first_id=first, last_id=last)
@@ -157,14 +157,14 @@ def list_events(
 @router.get("/{job_id}/metrics", responses=documented(400, 404))
 def get_metrics(
     given: Given,
-    seen: Seen,
+    job: VisibleJob,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="only steps behind this one")] = 0,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     thin_to: Annotated[int | None, Query(ge=1, le=10_000, description="about so many points, evenly spaced")] = None,
 ) -> MetricsView:
     """Training curves: every step, or thinned for a plot."""
-    page = store.points(given.database, seen.id, after, limit, thin_to)
-    evaluations = store.evaluations(given.database, seen.id)
+    page = store.points(given.database, job.id, after, limit, thin_to)
+    evaluations = store.evaluations(given.database, job.id)
     return MetricsView(
         points=[PointView.model_validate(point, from_attributes=True) for point in page.items],
         evaluations=[EvaluationView.model_validate(row, from_attributes=True) for row in evaluations],
@@ -174,10 +174,10 @@ def get_metrics(
 
 
 @router.get("/{job_id}/checkpoints", responses=documented(404))
-def list_checkpoints(given: Given, seen: Seen) -> ListView[CheckpointView]:
+def list_checkpoints(given: Given, job: VisibleJob) -> ListView[CheckpointView]:
     """Newest first."""
-    rows = store.checkpoints(given.database, seen.id)
-    wanted = CheckpointSpec.model_validate(seen.spec["checkpoints"])
+    rows = store.checkpoints(given.database, job.id)
+    wanted = CheckpointSpec.model_validate(job.spec["checkpoints"])
     steps = kept({row.step: row.loss for row in rows}, wanted)
     found = [
         CheckpointView(
@@ -196,27 +196,27 @@ def list_checkpoints(given: Given, seen: Seen) -> ListView[CheckpointView]:
 
 
 @router.get("/{job_id}/logs", responses=documented(400, 404))
-def get_logs(seen: Seen, tail: Annotated[int, Query(ge=1, le=1_000_000, description="bytes")] = 20_000) -> LogView:
+def get_logs(job: VisibleJob, tail: Annotated[int, Query(ge=1, le=1_000_000, description="bytes")] = 20_000) -> LogView:
     """The end of the trainer's log. Empty before its first start."""
-    return LogView(text=RunDir(seen.run_directory).log_tail(tail))
+    return LogView(text=RunDir(job.run_directory).log_tail(tail))
 
 
 @router.post("/{job_id}/cancel", responses=documented(404, 409))
-def cancel_job(given: Given, mine: Mine) -> JobDetail:
+def cancel_job(given: Given, job: ChangeableJob) -> JobDetail:
     """Queued or paused: at once. Running: within a step, with a checkpoint. Cancelled already: nothing changes."""
-    return _detail(given, wishes.cancel(given.database, mine.id))
+    return _detail(given, wishes.cancel(given.database, job.id))
 
 
 @router.post("/{job_id}/pause", responses=documented(404, 409))
-def pause_job(given: Given, mine: Mine) -> JobDetail:
+def pause_job(given: Given, job: ChangeableJob) -> JobDetail:
     """Queued: at once. Running: within a step, with a checkpoint from which resume goes on."""
-    return _detail(given, wishes.pause(given.database, mine.id))
+    return _detail(given, wishes.pause(given.database, job.id))
 
 
 @router.post("/{job_id}/resume", responses=documented(404, 409))
-def resume_job(given: Given, mine: Mine, afterwards: BackgroundTasks) -> JobDetail:
+def resume_job(given: Given, job: ChangeableJob, afterwards: BackgroundTasks) -> JobDetail:
     """A paused job back to the queue."""
-    job = wishes.resume(given.database, mine.id)
+    job = wishes.resume(given.database, job.id)
     afterwards.add_task(_announce, given, job.id)
     return _detail(given, job)
 

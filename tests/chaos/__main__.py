@@ -16,7 +16,6 @@ CACHE = Path(".stiefel") / "chaos-curves"
 
 def main() -> int:
     arguments = _arguments()
-    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     results: list[Result] = []
     for seed in arguments.seed:
         # Not far below the root, and of its own: it is removed when all is well.
@@ -39,6 +38,10 @@ def main() -> int:
         arguments.report.write_text(text + "\n")
     print(text)
     return 0 if all(result.kept for result in results) else 1
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _arguments() -> argparse.Namespace:

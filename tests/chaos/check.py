@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tests.chaos.specs import Curve, curve_of
 from tests.chaos.world import World
@@ -43,21 +44,21 @@ def gather(world: World) -> list[Seen]:
 
 
 def _seen(world: World, job_id: str, spec: str) -> Seen:
-    def get(path: str = "") -> dict[str, object]:
+    def get(path: str = "") -> dict[str, Any]:
         answer = world.http.get(f"/v1/jobs/{job_id}{path}")
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
     job, events = get(), get("/events?limit=1000")
     assert not events["has_more"], f"{job_id} has more than a thousand events"
-    kinds = [event["type"] for event in events["data"]]  # type: ignore[attr-defined]
+    kinds = [event["type"] for event in events["data"]]
     return Seen(
         job_id,
         spec,
         state=str(job["state"]),
         error=str(job["error"] or ""),
         curve=curve_of(get("/metrics?limit=10000")),
-        attempts=tuple(str(attempt["outcome"]) for attempt in job["attempts"]),  # type: ignore[attr-defined]
+        attempts=tuple(str(attempt["outcome"]) for attempt in job["attempts"]),
         endings=tuple(kind for kind in kinds if kind in TERMINAL),
         checkpoint=_newest_checkpoint(RunDir(str(job["run_directory"]))),
     )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -9,8 +10,8 @@ from tests.chaos.plan import GROUPS, KINDS, LEASE, Databases, Plan, kinds_of, ma
 from tests.chaos.specs import SPECS, TWO_RANKS
 
 
-def plan(seed: int = 7, seconds: float = 600, database: Databases = "sqlite", **options: object) -> Plan:
-    return make_plan(seed, seconds, database, tuple(SPECS), **options)  # type: ignore[arg-type]
+def plan(seed: int = 7, seconds: float = 600, database: Databases = "sqlite", **options: Any) -> Plan:
+    return make_plan(seed, seconds, database, tuple(SPECS), **options)
 
 
 def test_one_seed_is_one_plan_and_another_is_another() -> None:
