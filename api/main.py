@@ -12,9 +12,10 @@ from starlette.responses import Response
 from api import errors
 from api.deps import Services
 from api.limits import BodyLimit, Rates
-from api.prometheus import HttpTimes
 from api.routes import jobs, methods, operations, workers
+from api.times import HttpTimes
 from jobs.database import Database
+from jobs.metrics import BuildCollector
 from jobs.queue import Doorbell
 from jobs.settings import Settings
 
@@ -39,6 +40,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(title="Stiefel", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
     registry = CollectorRegistry()
+    registry.register(BuildCollector())
     app.state.services, app.state.registry = services, registry
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.middleware("http")(HttpTimes(registry))

@@ -235,6 +235,8 @@ class WorkerView(BaseModel):
     state: Literal["idle", "busy", "away"]
     drained: bool = Field(description="takes no new job")
     job_id: str | None = Field(description="what it trains")
+    storage_size_bytes: int | None = Field(description="of the file system with its run directories")
+    storage_free_bytes: int | None
     registered_at: float
     seen_at: float
 
@@ -251,6 +253,8 @@ class WorkerView(BaseModel):
             state="away" if not seen.up else "busy" if seen.job_id else "idle",
             drained=worker.drain_requested_at is not None,
             job_id=seen.job_id if with_job else None,
+            storage_size_bytes=worker.storage_size_bytes,
+            storage_free_bytes=worker.storage_free_bytes,
             registered_at=worker.registered_at,
             seen_at=worker.seen_at,
         )

@@ -48,12 +48,13 @@ class Stack:
     """Start with `start` or `with`; everything it started ends with it, also when it is killed.
 
     `port` 0 takes a free one. `environment` holds STIEFEL_* settings for the children, such as STIEFEL_DATABASE_URL;
-    with STIEFEL_REDIS_URL no broker is started.
+    with STIEFEL_REDIS_URL no broker is started. With a `metrics_port` the reaper exports metrics there.
     """
 
     home: Path
     port: int = 8000
     workers: int = 1
+    metrics_port: int | None = None
     environment: dict[str, str] = field(default_factory=dict)
     children: dict[str, Child] = field(default_factory=dict)
 
@@ -90,7 +91,8 @@ class Stack:
                 [python, "-m", "uvicorn", "--factory", "api.main:create_app"]
                 + ["--host", "127.0.0.1", "--port", str(self.port), "--log-level", "warning", "--no-access-log"],
             )
-            self._start("reaper", [python, "-m", "jobs.reaper"])
+            exporter = ["--metrics-port", str(self.metrics_port)] if self.metrics_port is not None else []
+            self._start("reaper", [python, "-m", "jobs.reaper", *exporter])
             for number in range(1, self.workers + 1):
                 self._start(f"worker-{number}", [python, "-m", "worker"], {"STIEFEL_WORKER": f"worker-{number}"})
             self._wait_for("api", lambda: httpx.get(f"{self.api_url}/readyz", timeout=2).status_code == 200)

@@ -10,7 +10,8 @@ from jobs import schedule, workers
 from jobs.database import Database, clock, now
 from jobs.settings import Settings
 from jobs.states import State
-from jobs.tables import Counter, Job
+from jobs.tables import Counter, Job, Outbox
+from jobs.workers import Storage
 
 # Per-job series: running jobs and those that ended this recently, and not more than so many.
 RECENT_SECONDS = 600
@@ -20,12 +21,15 @@ MOST_JOBS = 1000
 @dataclass(frozen=True)
 class Fleet:
     jobs_by_state: dict[tuple[str, str], int]  # (state, method) → count
+    queued: int
     oldest_queued_seconds: float
+    announcements_due: int  # and not published
     unschedulable: int  # queued jobs that no worker that is up could ever take
     workers_up: int
     workers_busy: int
     workers_drained: int
     devices: dict[tuple[str, str], int]  # (gpu or cpu, busy or idle) → number, of the workers that are up
+    storage: dict[str, Storage]  # by worker, of those that are up and have said it
     counters: Sequence[Counter]
     jobs: Sequence[Job]  # running or recently ended
     jobs_left_out: int
@@ -47,18 +51,27 @@ def snapshot(database: Database, settings: Settings, of: str | None = None) -> F
         total = session.scalar(select(func.count()).select_from(Job).where(shown)) or 0
         jobs = session.scalars(select(Job).where(shown).order_by(Job.created_at.desc()).limit(MOST_JOBS)).all()
         rows = session.scalars(select(Counter)).all()
+        due = session.scalar(select(func.count()).select_from(Outbox).where(Outbox.due_at <= at)) or 0
         unschedulable = schedule.unschedulable(session, settings)
     devices: Counted[tuple[str, str]] = Counted()
     for worker in up:
         devices[worker.device, "busy" if worker.name in busy else "idle"] += worker.devices
+    storage = {
+        worker.name: Storage(worker.storage_size_bytes, worker.storage_free_bytes)
+        for worker in up
+        if worker.storage_size_bytes is not None and worker.storage_free_bytes is not None
+    }
     return Fleet(
         jobs_by_state={(state, method): number for state, method, number in grouped},
+        queued=sum(number for state, _, number in grouped if state == State.QUEUED),
         oldest_queued_seconds=at - oldest if oldest is not None else 0.0,
+        announcements_due=due,
         unschedulable=unschedulable,
         workers_up=len(up),
         workers_busy=len(busy),
         workers_drained=sum(worker.drain_requested_at is not None for worker in up),
         devices=dict(devices),
+        storage=storage,
         counters=rows,
         jobs=jobs,
         jobs_left_out=total - len(jobs),

@@ -27,6 +27,9 @@ class Settings(BaseSettings):
         description="ranks at a time, of a worker without GPUs; default: its cores, 2 or more",
     )
     worker: str = Field(default="", description="the worker's name; default: host and devices")
+    alive_file: Path | None = Field(
+        default=None, description="a worker touches this file with each beat, for `python -m worker.alive`"
+    )
     trust_remote_code: bool = Field(
         default=False, description="let models and tokenisers bring Python code of their own, which trainers then run"
     )

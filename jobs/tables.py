@@ -33,6 +33,8 @@ class Job(Base):
     owner: Mapped[str] = mapped_column(String(40), server_default="")  # an API key's id; empty without API keys
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
     request_hash: Mapped[str | None] = mapped_column(String(64))  # SHA-256 of what was asked for under that key
+    request_id: Mapped[str | None] = mapped_column(String(128))  # of the request that submitted it, for logs
+    traceparent: Mapped[str | None] = mapped_column(String(64))  # the trace that its attempts belong to (W3C)
     name: Mapped[str | None]
     user_metadata: Mapped[dict[str, Any]] = mapped_column("metadata")
     spec: Mapped[dict[str, Any]]
@@ -183,6 +185,9 @@ class Worker(Base):
     seen_at: Mapped[float]
     left_at: Mapped[float | None]  # said goodbye
     drain_requested_at: Mapped[float | None]  # takes no new job
+    # Of the file system with its run directories.
+    storage_size_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    storage_free_bytes: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class ApiKey(Base):

@@ -32,6 +32,14 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Storage:
+    """Bytes of the file system with a worker's run directories."""
+
+    size: int
+    free: int
+
+
+@dataclass(frozen=True)
 class Seen:
     """A worker, whether it was heard of lately, and the job that it trains."""
 
@@ -40,8 +48,8 @@ class Seen:
     job_id: str | None
 
 
-def seen(database: Database, card: Card) -> bool:
-    """A worker says that it is there; the answer is whether it is to take no new job."""
+def seen(database: Database, card: Card, storage: Storage | None = None) -> bool:
+    """A worker says that it is there, and what room it has; the answer is whether it is to take no new job."""
     values = {
         "host": card.host,
         "version": card.version,
@@ -50,6 +58,8 @@ def seen(database: Database, card: Card) -> bool:
         "gpus": ",".join(card.gpus),
         "seen_at": now(),
         "left_at": None,
+        "storage_size_bytes": storage.size if storage else None,
+        "storage_free_bytes": storage.free if storage else None,
     }
     with database.transaction() as session:
         statement = database.insert(Worker).values(name=card.name, registered_at=now(), **values)

@@ -1,13 +1,17 @@
 """What this worker has: GPUs by name, or CPU slots. Asks the kernel, not torch, which only trainers load."""
 
 import itertools
+import logging
 import os
+import shutil
 import socket
 from importlib.metadata import version
 from pathlib import Path
 
 from jobs.settings import Settings
-from jobs.workers import Card
+from jobs.workers import Card, Storage
+
+log = logging.getLogger("stiefel.worker")
 
 _DRIVER = Path("/proc/driver/nvidia/gpus")
 
@@ -19,6 +23,17 @@ def card(settings: Settings, driver: Path = _DRIVER) -> Card:
     host = socket.gethostname()
     name = settings.worker or f"{host}:{','.join(gpus) or 'cpu'}"
     return Card(name, host, version("stiefel"), gpus, slots)
+
+
+def storage(settings: Settings) -> Storage | None:
+    """What the file system with the run directories has; None where it does not answer."""
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        usage = shutil.disk_usage(settings.home)
+    except OSError as error:
+        log.warning("%s cannot be looked at: %s", settings.home, error)
+        return None
+    return Storage(usage.total, usage.free)
 
 
 def environment(gpus: tuple[str, ...], devices: int, device: str) -> dict[str, str]:

@@ -1,21 +1,16 @@
 """The Celery worker: python -m worker. One job at a time, one worker per set of GPUs."""
 
-import logging
 import multiprocessing
-import threading
 from typing import Any
 
 from celery import signals
-from sqlalchemy.exc import SQLAlchemyError
 
-from jobs import workers
 from jobs.database import Database
 from jobs.queue import TRAIN, make_celery, queues_of
 from jobs.settings import Settings
 from worker.devices import card as card_of
+from worker.presence import Presence
 from worker.supervise import run_next
-
-log = logging.getLogger("stiefel.worker")
 
 settings = Settings()
 app = make_celery(settings)
@@ -24,6 +19,7 @@ queues = queues_of(settings, card)
 
 # Set in the main process when it is told to end, seen in the child that supervises; made before the child is forked.
 _shutdown = multiprocessing.Event()
+_presence: Presence | None = None
 
 
 @app.task(name=TRAIN)
@@ -37,23 +33,23 @@ def train(job_id: str) -> None:
 
 @signals.worker_ready.connect
 def _say_hello(sender: Any, **_: Any) -> None:
-    threading.Thread(target=_keep_saying_hello, args=(sender,), daemon=True).start()
+    global _presence
+    _presence = Presence(settings, card, _Listening(sender).unless)
+    _presence.start()
 
 
-def _keep_saying_hello(consumer: Any) -> None:
-    """`consumer`: Celery's, which stops listening while the worker is drained: messages are for others then."""
-    database, listening = Database(settings.url), True
-    while not _shutdown.is_set():
-        try:
-            drained = workers.seen(database, card)
-            if drained == listening:
-                listening = not drained
-                listen = consumer.add_task_queue if listening else consumer.cancel_task_queue
-                for queue in queues:
-                    consumer.call_soon(listen, queue)
-        except SQLAlchemyError as error:
-            log.warning("the database is away, this worker is not announced: %s", error)
-        _shutdown.wait(settings.beat_seconds)
+class _Listening:
+    """Celery's consumer, which stops listening while the worker is drained: messages are for others then."""
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer, self._listens = consumer, True
+
+    def unless(self, drained: bool) -> None:
+        if drained == self._listens and not _shutdown.is_set():
+            self._listens = not drained
+            listen = self._consumer.add_task_queue if self._listens else self._consumer.cancel_task_queue
+            for queue in queues:
+                self._consumer.call_soon(listen, queue)
 
 
 @signals.worker_shutting_down.connect
@@ -63,10 +59,5 @@ def _begin_shutdown(**_: Any) -> None:
 
 @signals.worker_shutdown.connect
 def _say_goodbye(**_: Any) -> None:
-    database = Database(settings.url)
-    try:
-        workers.left(database, card.name)
-    except SQLAlchemyError as error:
-        log.warning("the database is away, this worker will be taken for lost: %s", error)
-    finally:
-        database.close()
+    if _presence is not None:
+        _presence.end()

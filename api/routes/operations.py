@@ -1,6 +1,6 @@
-"""For operators: /metrics, /healthz, /readyz."""
+"""For operators: /metrics, /metrics/api, /healthz, /readyz."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry
@@ -12,8 +12,8 @@ from starlette.responses import JSONResponse
 from api.answers import documented
 from api.auth import Scraper
 from api.deps import Given
-from api.prometheus import FleetCollector
 from jobs import fleet
+from jobs.metrics import FleetCollector
 from jobs.queue import BROKER_ERRORS
 
 router = APIRouter(tags=["operations"])
@@ -25,17 +25,24 @@ class Readiness(BaseModel):
     broker: str
 
 
-@router.get(
-    "/metrics",
-    response_class=Response,
-    responses=documented(401, 403, 413, 429, 503) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
-)
-def prometheus(request: Request, given: Given, caller: Scraper) -> Response:
-    """Text format of Prometheus: the fleet, the caller's running and recently ended jobs, this API's requests."""
+_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
+@router.get("/metrics", response_class=Response, responses=documented(401, 403, 413, 429, 503) | _TEXT)
+def everything(request: Request, given: Given, caller: Scraper) -> Response:
+    """Text format of Prometheus: the fleet, the caller's running and recently ended jobs, this API's requests.
+
+    Where the reaper exports the fleet (`python -m jobs.reaper --metrics-port`), scrape that, and /metrics/api here.
+    """
     seen = CollectorRegistry()
-    seen.register(FleetCollector(given, caller.sees))
-    text = generate_latest(seen) + generate_latest(request.app.state.registry)
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+    seen.register(FleetCollector(given.database, given.settings, caller.sees))
+    return _text(generate_latest(seen) + generate_latest(request.app.state.registry))
+
+
+@router.get("/metrics/api", response_class=Response, responses=documented(401, 403, 413, 429, 503) | _TEXT)
+def this_process(request: Request, _: Scraper) -> Response:
+    """Text format of Prometheus: the requests to this process of the API alone."""
+    return _text(generate_latest(request.app.state.registry))
 
 
 @router.get("/healthz", responses=documented(413))
@@ -63,3 +70,7 @@ def ready(given: Given) -> JSONResponse:
     return JSONResponse(
         {"status": "ok" if status == 200 else "unready", "database": database, "broker": broker}, status
     )
+
+
+def _text(metrics: bytes) -> Response:
+    return Response(metrics, media_type=CONTENT_TYPE_LATEST)

@@ -1,20 +1,24 @@
-"""Prometheus metrics: jobs and fleet from the database at each scrape, HTTP requests counted in this process.
+"""Prometheus metrics of jobs and fleet, from the database at each scrape.
 
 One prefix, base units. Labels of a job's series are job_id and method; everything else about it is on stiefel_job_info.
 """
 
-import time
-from collections.abc import Awaitable, Callable, Iterable
+import logging
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.requests import Request
-from starlette.responses import Response
+from sqlalchemy.exc import SQLAlchemyError
 
-from api.deps import Services
-from jobs import counters, fleet
+from jobs import counters, failures, fleet
+from jobs.database import Database
+from jobs.settings import Settings
+from jobs.states import TERMINAL
 from jobs.tables import Job
+from jobs.workers import Storage
+
+log = logging.getLogger("stiefel.metrics")
 
 # (metric, help, key in the job's figures)
 _FIGURES = (
@@ -34,23 +38,53 @@ _TOTALS = (
     ("step_seconds_total", "Time spent on steps", "step_seconds_total"),
 )
 
-
-_HTTP_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
+# (metric, help, field of the snapshot)
+_GAUGES = (
+    ("queue_depth", "Jobs that wait for a worker", "queued"),
+    ("queue_oldest_seconds", "How long the oldest of them has waited", "oldest_queued_seconds"),
+    ("announcements_waiting", "Announcements of queued jobs that are due and not published", "announcements_due"),
+    ("jobs_unschedulable", "Queued jobs that no worker that is up could take", "unschedulable"),
+    ("jobs_not_exported", "Running or recent jobs left out of the series per job", "jobs_left_out"),
+    ("workers_up", "Workers heard of lately", "workers_up"),
+    ("workers_busy", "Jobs under a valid lease", "workers_busy"),
+    ("workers_drained", "Workers that take no new job", "workers_drained"),
+)
+# (metric, help, label, every value of the label): one that begins at 1 has, for Prometheus, never increased.
+_LABELLED = (
+    ("jobs_finished", "Jobs that ended, by state", "state", TERMINAL),
+    ("attempt_failures", "Attempts that failed, by class of failure", "reason", tuple(failures.MEANINGS)),
+)
 
 
 class FleetCollector(Collector):
     """`of`: whose jobs have series of their own; None for everybody's."""
 
-    def __init__(self, services: Services, of: str | None) -> None:
-        self._services, self._of = services, of
+    def __init__(self, database: Database, settings: Settings, of: str | None = None) -> None:
+        self._database, self._settings, self._of = database, settings, of
 
     def describe(self) -> Iterable[Metric]:
         return []  # else registering would ask the database
 
     def collect(self) -> Iterable[Metric]:
-        seen = fleet.snapshot(self._services.database, self._services.settings, self._of)
-        yield from _fleet(seen)
-        yield from _jobs(seen.jobs)
+        """A database that is away is a series too: whoever is woken by it must not look for the exporter first."""
+        try:
+            seen = fleet.snapshot(self._database, self._settings, self._of)
+        except SQLAlchemyError as error:
+            log.warning("the database is away, its figures are missing: %s", error)
+            seen = None
+        yield GaugeMetricFamily("stiefel_database_up", "Whether the database answered", value=seen is not None)
+        if seen is not None:
+            yield from _fleet(seen)
+            yield from _jobs(seen.jobs)
+
+
+class BuildCollector(Collector):
+    """What answers, of each process that is asked."""
+
+    def collect(self) -> Iterable[Metric]:
+        info = GaugeMetricFamily("stiefel_build_info", "The version that answers; always 1", labels=["version"])
+        info.add_metric([version("stiefel")], 1)
+        yield info
 
 
 def _fleet(seen: fleet.Fleet) -> Iterable[Metric]:
@@ -58,20 +92,8 @@ def _fleet(seen: fleet.Fleet) -> Iterable[Metric]:
     for (state, method), number in seen.jobs_by_state.items():
         jobs.add_metric([state, method], number)
     yield jobs
-    depth = sum(number for (state, _), number in seen.jobs_by_state.items() if state == "queued")
-    yield GaugeMetricFamily("stiefel_queue_depth", "Jobs that wait for a worker", value=depth)
-    yield GaugeMetricFamily(
-        "stiefel_queue_oldest_seconds", "How long the oldest of them has waited", value=seen.oldest_queued_seconds
-    )
-    yield GaugeMetricFamily(
-        "stiefel_jobs_unschedulable", "Queued jobs that no worker that is up could take", value=seen.unschedulable
-    )
-    yield GaugeMetricFamily("stiefel_workers_drained", "Workers that take no new job", value=seen.workers_drained)
-    yield GaugeMetricFamily("stiefel_workers_up", "Workers heard of lately", value=seen.workers_up)
-    yield GaugeMetricFamily("stiefel_workers_busy", "Jobs under a valid lease", value=seen.workers_busy)
-    yield GaugeMetricFamily(
-        "stiefel_jobs_not_exported", "Running or recent jobs left out of the series per job", value=seen.jobs_left_out
-    )
+    for name, text, field in _GAUGES:
+        yield GaugeMetricFamily(f"stiefel_{name}", text, value=getattr(seen, field))
     slots = GaugeMetricFamily(
         "stiefel_device_slots", "GPUs and CPU slots of the workers that are up", labels=["device", "state"]
     )
@@ -79,21 +101,29 @@ def _fleet(seen: fleet.Fleet) -> Iterable[Metric]:
         for state in ("busy", "idle"):
             slots.add_metric([device, state], seen.devices.get((device, state), 0))
     yield slots
+    yield from _storage(seen.storage)
     yield _histogram(seen, counters.QUEUE_WAIT, "stiefel_queue_wait_seconds", "From queued to claimed")
     yield _histogram(seen, counters.DURATION, "stiefel_job_duration_seconds", "From the first claim to the end")
-    families = {
-        "jobs_finished": ("stiefel_jobs_finished", "Jobs that ended, by state", "state"),
-        "attempt_failures": ("stiefel_attempt_failures", "Attempts that failed, by class of failure", "reason"),
-        "leases_expired": ("stiefel_leases_expired", "Workers lost in the middle of a job", None),
-    }
-    for counter, (name, text, label) in families.items():
-        family = CounterMetricFamily(name, text, labels=[label] if label else [])
-        rows = [row for row in seen.counters if row.name == counter]
-        for row in rows:
-            family.add_metric([row.label] if label else [], row.value)
-        if not rows and label is None:
-            family.add_metric([], 0)
+    totals = {(row.name, row.label): row.value for row in seen.counters}
+    for name, text, label, values in _LABELLED:
+        family = CounterMetricFamily(f"stiefel_{name}", text, labels=[label])
+        for value in values:
+            family.add_metric([value], totals.get((name, value), 0))
         yield family
+    lost = totals.get(("leases_expired", ""), 0)
+    yield CounterMetricFamily("stiefel_leases_expired", "Workers lost in the middle of a job", value=lost)
+
+
+def _storage(of_workers: Mapping[str, Storage]) -> Iterable[Metric]:
+    """Of each worker that is up: several may have the same file system."""
+    size = GaugeMetricFamily(
+        "stiefel_worker_storage_size_bytes", "Of the file system with a worker's run directories", labels=["worker"]
+    )
+    free = GaugeMetricFamily("stiefel_worker_storage_free_bytes", "What is left of it", labels=["worker"])
+    for worker, storage in of_workers.items():
+        size.add_metric([worker], storage.size)
+        free.add_metric([worker], storage.free)
+    yield from (size, free)
 
 
 def _histogram(seen: fleet.Fleet, histogram: counters.Histogram, name: str, text: str) -> Metric:
@@ -125,28 +155,3 @@ def _jobs(jobs: Iterable[Job]) -> Iterable[Metric]:
                 if job.figures.get(key) is not None:
                     family.add_metric([job.id, job.method], job.figures[key])
             yield family
-
-
-class HttpTimes:
-    """Latency by route template: the template, because a path with an id would make a series per job."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._seconds = Histogram(
-            "stiefel_http_request_seconds",
-            "Time to answer, by route",
-            ["method", "route", "status"],
-            registry=registry,
-            buckets=(0.005, 0.01, 0.03, 0.1, 0.3, 1, 3),
-        )
-
-    async def __call__(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        began = time.perf_counter()
-        status = 500
-        try:
-            response = await call_next(request)
-            status = response.status_code
-        finally:
-            route = getattr(request.scope.get("route"), "path", "unmatched")
-            method = request.method if request.method in _HTTP_METHODS else "other"
-            self._seconds.labels(method, route, str(status)).observe(time.perf_counter() - began)
-        return response
