@@ -110,7 +110,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> JSONResponse:
         request_id = request.state.request_id
-        log.exception("%s %s, request %s", request.method, request.url.path, request_id, exc_info=error)
+        # Outside of what knows the request's id.
+        ids = {"request_id": request_id}
+        log.exception("%s %s", request.method, request.url.path, exc_info=error, extra=ids)
         message = f"an error of the server's own; its log has the details under request {request_id}"
         response = answer(500, message, "server_error", code="internal")
         response.headers["x-request-id"] = request_id

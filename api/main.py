@@ -1,5 +1,8 @@
-"""The API as an application: uvicorn --factory api.main:create_app. Imports no torch."""
+"""The API as an application; api/__main__.py serves it. Imports no torch."""
 
+import logging
+import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +21,13 @@ from jobs.database import Database
 from jobs.metrics import BuildCollector
 from jobs.queue import Doorbell
 from jobs.settings import Settings
+from trainer import logs, tracing
+
+access = logging.getLogger("stiefel.access")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+# Asked every few seconds, by machines.
+_PROBED = ("/healthz", "/readyz", "/metrics", "/metrics/api")
 
 DESCRIPTION = """
 Training of large language models on little memory: POST a job, watch it, scrape it.
@@ -48,12 +58,33 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     for module in (jobs, workers, methods, operations):
         app.include_router(module.router)
+    if tracing.provider() is not None:
+        from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
+
+        FastAPIInstrumentor.instrument_app(
+            app, tracer_provider=tracing.provider(), excluded_urls=",".join(f"{path}$" for path in _PROBED)
+        )
     return app
 
 
 async def _request_id(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Every answer carries an id, the client's own or a new one; an error of the server's own is logged with it."""
-    request.state.request_id = request.headers.get("x-request-id") or uuid.uuid4().hex
-    response = await call_next(request)
+    """Every answer carries an id, and so does all that is logged of it and of the job that it makes.
+
+    It is the client's own where that is one of letters, digits and -_.:, else a new one.
+    """
+    given = request.headers.get("x-request-id", "")
+    request.state.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    began, status = time.perf_counter(), 500
+    with logs.about(request_id=request.state.request_id):
+        try:
+            response = await call_next(request)
+            status = response.status_code
+        finally:
+            # Without the query: it may hold what is nobody's business.
+            what = {"http_method": request.method, "path": request.url.path, "status": status}
+            seconds = round(time.perf_counter() - began, 4)
+            level = logging.DEBUG if request.url.path in _PROBED else logging.INFO
+            text = "%(http_method)s %(path)s %(status)d"
+            access.log(level, text, what, extra=what | {"seconds": seconds})
     response.headers["x-request-id"] = request.state.request_id
     return response

@@ -88,8 +88,7 @@ class Stack:
             python = sys.executable
             self._start(
                 "api",
-                [python, "-m", "uvicorn", "--factory", "api.main:create_app"]
-                + ["--host", "127.0.0.1", "--port", str(self.port), "--log-level", "warning", "--no-access-log"],
+                [python, "-m", "api", "--host", "127.0.0.1", "--port", str(self.port)],
             )
             exporter = ["--metrics-port", str(self.metrics_port)] if self.metrics_port is not None else []
             self._start("reaper", [python, "-m", "jobs.reaper", *exporter])

@@ -15,6 +15,7 @@ from jobs.database import Database
 from jobs.exporter import Exporter
 from jobs.queue import BROKER_ERRORS, Doorbell
 from jobs.settings import Settings
+from trainer import logs
 
 log = logging.getLogger("stiefel.reaper")
 
@@ -68,11 +69,11 @@ def main() -> None:
         help="of which interface; 0.0.0.0: all, where only Prometheus gets there. Default: 127.0.0.1",
     )
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    settings = Settings()
+    logs.configure(settings.log_format, settings.log_level)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    settings = Settings()
     database, exporter = Database(settings.url), None
     if arguments.metrics_port is not None:
         exporter = Exporter(database, settings, arguments.metrics_host, arguments.metrics_port)

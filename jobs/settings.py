@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from trainer.logs import Form, Level
+
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="STIEFEL_", frozen=True)
@@ -59,6 +61,12 @@ class Settings(BaseSettings):
     )
     check_files: bool = Field(
         default=True, description="the API sees the trainers' files and checks them on submission"
+    )
+
+    log_format: Form = Field(default="text", description="of the logs on standard error: text, or JSON lines")
+    log_level: Level = Field(default="info", description="the least that is logged")
+    traces: Literal["off", "otlp"] = Field(
+        default="off", description="whether OpenTelemetry traces are sent; OTEL_EXPORTER_OTLP_ENDPOINT says where"
     )
 
     auth: Literal["on", "off"] = Field(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import secrets
+from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -16,6 +17,17 @@ from jobs.settings import Settings
 from jobs.states import State
 from jobs.tables import Job
 from trainer.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Trail:
+    """By what the job's logs and traces can be found again: the request that submitted it, and its trace (W3C)."""
+
+    request_id: str | None = None
+    traceparent: str | None = None
+
+
+_NO_TRAIL = Trail()
 
 
 def earlier(database: Database, request: JobRequest, owner: str, idempotency_key: str) -> Job | None:
@@ -34,6 +46,7 @@ def create(
     request: JobRequest,
     owner: str = "",
     idempotency_key: str | None = None,
+    trail: Trail = _NO_TRAIL,
 ) -> Job:
     """∅ → queued. The job and its announcement in one commit; nothing is published yet.
 
@@ -41,7 +54,7 @@ def create(
     SpecError for a job that is larger than the installation takes.
     """
     try:
-        return _create(database, settings, request, owner, idempotency_key)
+        return _create(database, settings, request, owner, idempotency_key, trail)
     except IntegrityError:
         found = earlier(database, request, owner, idempotency_key) if idempotency_key is not None else None
         if found is None:
@@ -50,7 +63,7 @@ def create(
 
 
 def _create(
-    database: Database, settings: Settings, request: JobRequest, owner: str, idempotency_key: str | None
+    database: Database, settings: Settings, request: JobRequest, owner: str, idempotency_key: str | None, trail: Trail
 ) -> Job:
     spec = request.spec()
     job_id = f"job-{secrets.token_hex(10)}"
@@ -67,6 +80,8 @@ def _create(
             owner=owner,
             idempotency_key=idempotency_key,
             request_hash=_hash(request) if idempotency_key is not None else None,
+            request_id=trail.request_id,
+            traceparent=trail.traceparent,
             name=request.name,
             user_metadata=request.metadata,
             spec=spec.model_dump(mode="json"),

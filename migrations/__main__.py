@@ -7,6 +7,7 @@ from alembic import command
 from alembic.config import Config
 
 from jobs.settings import Settings
+from trainer import logs
 
 
 def upgrade(url: str) -> None:
@@ -25,6 +26,7 @@ def configuration(url: str) -> Config:
 def main() -> None:
     argparse.ArgumentParser(prog="python -m migrations", description=__doc__).parse_args()
     settings = Settings()
+    logs.configure(settings.log_format, settings.log_level)
     upgrade(settings.url)
     print("the database has the newest schema")
 

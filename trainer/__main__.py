@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from trainer import access
+from trainer import access, logs, spans
 from trainer.config import TrainingSpec, problems
 from trainer.console import Console
 from trainer.errors import RolledBackError, SpecError, TrainerError, classify
@@ -40,6 +40,7 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    form = logs.configure_trainer()
     rundir = RunDir(arguments.rundir)
     spec = _read_spec(rundir)
     _end_with_parent()
@@ -57,11 +58,12 @@ def run(arguments: argparse.Namespace) -> int:
             "MASTER_ADDR": "127.0.0.1",
         }
         os.environ["MASTER_PORT"] = str(free_port())
-    log, console = EventLog(rundir.events), Console()
+    log, console = EventLog(rundir.events), Console(form)
 
     def emit(event: Event) -> None:
         log.write(event)
         console.show(event)
+        spans.show(event)
 
     try:
         access.check(spec, access.Access.of_environment())
@@ -70,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
         # Only now, so that a wrong spec is told within a blink and the launcher of ranks stays small.
         from trainer.train import train
 
-        train(spec, rundir, emit, log.sync)
+        with spans.of_run():
+            train(spec, rundir, emit, log.sync)
     except RolledBackError:
         # Which rank 0 has reported.
         if not alone:

@@ -1,17 +1,22 @@
 """Events as lines for a person: what `python -m trainer run` prints, and so what ends up in log.txt. No torch."""
 
+import logging
 import time
 
 from trainer import events
+from trainer.logs import Form
+
+log = logging.getLogger("stiefel.trainer")
 
 # Steps come fast; a line this often is enough for a person and keeps the log small.
 _SECONDS_BETWEEN_STEPS = 5.0
 
 
 class Console:
-    """Prints each event as it comes, steps only now and then."""
+    """Tells each event as it comes, steps only now and then: printed for a person, or logged for a program."""
 
-    def __init__(self) -> None:
+    def __init__(self, form: Form) -> None:
+        self._form = form
         self._last_step_line = 0.0
         self._steps = 0
 
@@ -22,7 +27,11 @@ class Console:
             if time.monotonic() < self._last_step_line + _SECONDS_BETWEEN_STEPS:
                 return
             self._last_step_line = time.monotonic()
-        print(f"{time.strftime('%H:%M:%S', time.localtime(event.at))}  {self._words(event)}", flush=True)
+        words = self._words(event)
+        if self._form == "json":
+            log.info(words, extra={"event": event.model_dump(mode="json")})
+        else:
+            print(f"{time.strftime('%H:%M:%S', time.localtime(event.at))}  {words}", flush=True)
 
     def _words(self, event: events.Event) -> str:
         match event:

@@ -6,6 +6,7 @@ A Celery worker with the options for that; with --once it takes one job without 
 import argparse
 
 from jobs.settings import Settings
+from trainer import logs
 from worker import once
 
 
@@ -16,27 +17,28 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: STIEFEL_GPUS=0,1 STIEFEL_REDIS_URL=redis://broker:6379/0 python -m worker",
     )
-    parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     parser.add_argument(
         "--once",
         action="store_true",
         help="take the job that is next for this worker, if there is one, and end",
     )
-    arguments = parser.parse_args()
-    if arguments.once:
+    if parser.parse_args().once:
         once.run(Settings())
     else:
-        _listen(arguments.log_level)
+        _listen()
 
 
-def _listen(log_level: str) -> None:
+def _listen() -> None:
     # Only now: it reads the settings and looks at the devices.
-    from worker.tasks import app, card, queues
+    from worker.tasks import app, card, queues, settings
 
+    # Before Celery is here to say anything.
+    logs.configure(settings.log_format, settings.log_level)
     app.worker_main(
         [
+            "--quiet",
             *("worker", "--pool", "prefork", "--concurrency", "1", "--queues", ",".join(queues)),
-            *("--hostname", f"stiefel@{card.name}", "--loglevel", log_level),
+            *("--hostname", f"stiefel@{card.name}"),
             *("--without-gossip", "--without-mingle"),
         ]
     )

@@ -11,7 +11,7 @@ from jobs import access
 from jobs.settings import Settings
 from jobs.tables import Job
 from jobs.workers import Card
-from trainer import durable
+from trainer import durable, logs, tracing
 from trainer.config import TrainingSpec
 from trainer.rundir import RunDir
 from worker.devices import environment
@@ -90,11 +90,15 @@ def start(
 def _environment(settings: Settings, card: Card, job: Job, attempt: int) -> dict[str, str]:
     """A trainer may run code that comes with a model: it shall not find the way to the database there."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(_OURS) and k not in _SECRETS}
+    ids = {"job_id": job.id, "attempt": str(attempt), "request_id": job.request_id or ""}
     return (
         inherited
         | {"STIEFEL_PARENT_PID": str(os.getpid()), "PYTHONUNBUFFERED": "1"}
-        # For whoever looks at processes.
-        | {"STIEFEL_WORKER": card.name, "STIEFEL_ATTEMPT": str(attempt)}
+        # For its log and traces, and for whoever looks at processes.
+        | {"STIEFEL_WORKER": card.name}
+        | {logs.IDS[name]: value for name, value in ids.items()}
+        | {logs.FORM: settings.log_format, logs.LEVEL: settings.log_level, tracing.TRACES: settings.traces}
+        | {tracing.TRACEPARENT: tracing.traceparent() or ""}
         | environment(card.gpus, job.devices, card.device)
         | access.of(settings).environment()
     )

@@ -8,6 +8,7 @@ import threading
 
 from jobs.database import Database
 from jobs.settings import Settings
+from trainer import logs, tracing
 from worker.devices import card as card_of
 from worker.presence import Presence
 from worker.supervise import run_next
@@ -15,6 +16,9 @@ from worker.supervise import run_next
 
 def run(settings: Settings) -> None:
     """SIGTERM: the trainer checkpoints, and its job goes back to the queue."""
+    logs.configure(settings.log_format, settings.log_level)
+    if settings.traces == "otlp":
+        tracing.start("worker")
     card = card_of(settings)
     shutdown, known = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -6,6 +6,7 @@ somebody else may start the same job.
 """
 
 import contextlib
+import contextvars
 import logging
 import os
 import threading
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
@@ -26,6 +27,7 @@ from jobs.locks import Locks, device_locks, run_lock
 from jobs.settings import Settings
 from jobs.tables import Job
 from jobs.workers import Card
+from trainer import logs, tracing
 from trainer.events import Event, read_from
 from trainer.rundir import RunDir
 from worker import orphans
@@ -136,6 +138,13 @@ class _Attempt:
         self.found: list[Event] = []  # what this attempt has reported so far
 
     def run(self) -> None:
+        ids: dict[str, Any] = {"job_id": self.lease.job_id, "attempt": self.lease.fence}
+        with logs.about(**ids, request_id=self.job.request_id), tracing.span("attempt", self.job.traceparent, **ids):
+            self._run()
+        # The trainer's own are there already; whoever looks at an attempt that has ended shall find it whole.
+        tracing.flush()
+
+    def _run(self) -> None:
         try:
             outcome = self._train()
         except LeaseLost as error:
@@ -143,7 +152,7 @@ class _Attempt:
             return
         except Exception as error:
             # Whatever it is, the job must not stay behind as running: it is told, and tried again.
-            log.exception("%s: the supervisor failed", self.lease.job_id)
+            log.exception("the supervisor failed")
             message = f"the worker failed: {type(error).__name__}: {error}"
             outcome = Outcome("failed", None, {"code": "infrastructure", "message": message})
         self._finish(outcome)
@@ -159,8 +168,10 @@ class _Attempt:
         kernel_kills = out_of_memory_kills()
         orphans.adopt()
         trainer = start(rundir, self.settings, self.card, self.job, self.lease.fence, self.descriptors)
-        log.info("%s: attempt %d, trainer %d", self.lease.job_id, self.lease.fence, trainer.pid)
-        watchdog = threading.Thread(target=self._kill_without_lease, args=(trainer,), daemon=True)
+        log.info("attempt %d begins, trainer %d", self.lease.fence, trainer.pid)
+        # A thread knows nothing of the ids around it.
+        watching = contextvars.copy_context()
+        watchdog = threading.Thread(target=watching.run, args=(self._kill_without_lease, trainer), daemon=True)
         watchdog.start()
         try:
             killed = self._accompany(rundir, trainer)
@@ -170,7 +181,7 @@ class _Attempt:
             # Whatever went wrong here, no trainer is left behind without a supervisor.
             trainer.kill()
             if left := orphans.end(rundir.root):
-                log.warning("%s: %d processes of its trainer were left and are ended", self.lease.job_id, left)
+                log.warning("%d processes of its trainer were left and are ended", left)
             # Whoever trains this directory by hand needs nobody to vouch for it.
             rundir.lease.unlink(missing_ok=True)
         if time.monotonic() > self.lease_ends:
@@ -198,7 +209,7 @@ class _Attempt:
                 _ask_to_stop(rundir, trainer)
                 stop_asked = time.monotonic()
             if stop_asked is not None and time.monotonic() > stop_asked + self.settings.grace_seconds:
-                log.warning("%s: no step boundary within the grace period; killing it", self.lease.job_id)
+                log.warning("no step boundary within the grace period; the trainer is killed")
                 trainer.kill()
                 return True
             _sleep_until_exit(trainer, self.settings.poll_seconds)
@@ -217,7 +228,7 @@ class _Attempt:
             # The trainer keeps time too, in case this process cannot: stopped, or without a processor.
             rundir.vouch_until(self.lease_ends)
         except OSError as error:
-            log.warning("%s: its trainer cannot be told of its lease, and will end with it: %s", self.job.id, error)
+            log.warning("the trainer cannot be told of its lease, and will end with it: %s", error)
 
     def _store_events(self, rundir: RunDir) -> None:
         found, offset = read_from(rundir.events, self.offset)
@@ -235,17 +246,19 @@ class _Attempt:
         """The deadline holds even while this worker waits for an answer of the database."""
         while not trainer.ended:
             if time.monotonic() > self.lease_ends:
-                log.warning("%s: the lease has run out; its trainer is killed", self.lease.job_id)
+                log.warning("the lease has run out; the trainer is killed")
                 trainer.kill()
             time.sleep(min(0.5, self.settings.poll_seconds))
 
     def _finish(self, outcome: Outcome) -> None:
+        if outcome.error is not None:
+            tracing.failed(outcome.error["code"])
         try:
             state = self._patiently(lambda: leases.finish(self.database, self.lease, outcome))
         except LeaseLost as error:
             log.warning("%s; the outcome is not written", error)
             return
-        log.info("%s: attempt %d %s → %s", self.lease.job_id, self.lease.fence, outcome.kind, state)
+        log.info("attempt %d %s, the job is %s", self.lease.fence, outcome.kind, state)
 
     def _patiently(self, ask: Callable[[], Answer]) -> Answer:
         """Ask the database until it answers or the lease has run out. Raises LeaseLost."""

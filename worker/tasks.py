@@ -8,6 +8,7 @@ from celery import signals
 from jobs.database import Database
 from jobs.queue import TRAIN, make_celery, queues_of
 from jobs.settings import Settings
+from trainer import tracing
 from worker.devices import card as card_of
 from worker.presence import Presence
 from worker.supervise import run_next
@@ -29,6 +30,18 @@ def train(job_id: str) -> None:
         run_next(database, settings, card, job_id, _shutdown.is_set)
     finally:
         database.close()
+
+
+@signals.setup_logging.connect
+def _configure_logs(**_: Any) -> None:
+    """Celery leaves them as they are, because somebody listens here."""
+
+
+@signals.worker_process_init.connect
+def _begin_traces(**_: Any) -> None:
+    """In the child that supervises: threads that send traces do not survive a fork."""
+    if settings.traces == "otlp":
+        tracing.start("worker")
 
 
 @signals.worker_ready.connect

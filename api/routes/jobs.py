@@ -3,7 +3,7 @@
 import logging
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Body, Depends, Header, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Body, Depends, Header, Query, Request, Response
 
 from api.answers import documented
 from api.auth import Reader, Writer
@@ -26,6 +26,7 @@ from jobs.queue import BROKER_ERRORS
 from jobs.requests import JobRequest
 from jobs.states import State
 from jobs.tables import Job
+from trainer import tracing
 from trainer.checkpoint.retention import kept
 from trainer.config import CheckpointSpec
 from trainer.preflight import preflight
@@ -88,6 +89,7 @@ def create_job(
     given: Given,
     caller: Writer,
     request: Annotated[JobRequest, Body(openapi_examples=EXAMPLES)],
+    http: Request,
     response: Response,
     afterwards: BackgroundTasks,
     idempotency_key: IdempotencyKey = None,
@@ -106,7 +108,8 @@ def create_job(
     access.refuse(given.settings, spec)
     if given.settings.check_files:
         preflight(spec)
-    job = submission.create(given.database, given.settings, request, caller.owner, idempotency_key)
+    trail = submission.Trail(http.state.request_id, tracing.traceparent())
+    job = submission.create(given.database, given.settings, request, caller.owner, idempotency_key, trail)
     # After the answer: what is promised stands in the database, and a broker that is away shall keep nobody waiting.
     afterwards.add_task(_announce, given, job.id)
     return JobView.of(job)

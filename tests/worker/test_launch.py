@@ -40,13 +40,13 @@ def test_a_trainer_inherits_no_secret_of_the_service(tmp_path: Path, monkeypatch
     monkeypatch.setattr("worker.launch.subprocess.Popen", shows)
     card = Card("w", "host", "0", ("4", "5"), 2)
     limited = Settings(home=tmp_path, auth="on", readable="/data:/models")
-    trainer = start(RunDir(tmp_path), limited, card, Job(devices=1), 7, [])
+    trainer = start(RunDir(tmp_path), limited, card, Job(id="job-1", devices=1), 7, [])
     while not trainer.ended:
         time.sleep(0.01)
     assert trainer.kill() == 0
     given = (tmp_path / "environment").read_text()
     assert "hush" not in given
-    for line in ("HF_TOKEN=the trainer's own", "CUDA_VISIBLE_DEVICES=4", "STIEFEL_WORKER=w", "STIEFEL_ATTEMPT=7"):
+    for line in ("HF_TOKEN=the trainer's own", "CUDA_VISIBLE_DEVICES=4", "STIEFEL_WORKER=w", "STIEFEL_JOB=job-1"):
         assert line in given
     assert "STIEFEL_READABLE=/data\n/models" in given
     assert "STIEFEL_TRUST_REMOTE_CODE=0" in given

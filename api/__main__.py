@@ -1,0 +1,31 @@
+"""python -m api: serve the API."""
+
+import argparse
+
+import uvicorn
+
+from api.main import create_app
+from jobs.settings import Settings
+from trainer import logs, tracing
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m api",
+        description=__doc__,
+        epilog="example: STIEFEL_DATABASE_URL=postgresql+psycopg://… python -m api --host 0.0.0.0. Behind a proxy, set "
+        "FORWARDED_ALLOW_IPS to its address: clients' own are then taken from what it says.",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="of the interface; 0.0.0.0: all. Default: 127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="Default: 8000")
+    arguments = parser.parse_args()
+    settings = Settings()
+    logs.configure(settings.log_format, settings.log_level)
+    if settings.traces == "otlp":
+        tracing.start("api")
+    # Requests are logged by the application, with their ids.
+    uvicorn.run(create_app(settings), host=arguments.host, port=arguments.port, log_config=None, access_log=False)
+
+
+if __name__ == "__main__":
+    main()
