@@ -71,3 +71,9 @@ class Doorbell:
         with self._app.connection_for_read() as connection:
             client = connection.default_channel.client  # redis-py's client, which is what the length is asked of
             return {queue: int(client.llen(queue)) for queue in queues}
+
+    def forget(self, queue: str, keep: int) -> None:
+        """All messages of the queue but the newest `keep`. Raises one of BROKER_ERRORS."""
+        with self._app.connection_for_write() as connection:
+            # New ones are put in at the left.
+            connection.default_channel.client.ltrim(queue, 0, keep - 1)

@@ -36,9 +36,12 @@ def _round(database: Database, settings: Settings, doorbell: Doorbell) -> bool:
             log.warning("%d jobs of lost workers are queued again or ended", requeued)
         if settings.preemption and (preempted := schedule.preempt(database, settings)):
             log.info("%d jobs make room for others", preempted)
-        waiting = doorbell.waiting(upkeep.queues(database, settings))
+        wanted = upkeep.queues(database, settings)
+        waiting = doorbell.waiting(wanted)
         if again := upkeep.announce_again(database, settings, waiting):
             log.info("%d jobs are announced again", again)
+        for queue, keep in upkeep.overfull(waiting, wanted).items():
+            doorbell.forget(queue, keep)
         upkeep.publish_due(database, settings, doorbell.ring)
         workers.forget(database)
     except OperationalError as error:

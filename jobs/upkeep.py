@@ -17,6 +17,8 @@ from jobs.tables import Job, Outbox
 
 # How many rows one call takes on: the rest is there at the next one.
 _AT_ONCE = 100
+# So many messages more than jobs are nothing to speak of.
+_SPARE = 100
 
 
 def publish_due(
@@ -102,6 +104,14 @@ def announce_again(database: Database, settings: Settings, waiting: Mapping[str,
         found = session.scalars(stale).all()
         session.add_all(Outbox(job_id=job_id, due_at=at) for job_id in found)
     return len(found)
+
+
+def overfull(waiting: Mapping[str, int], jobs: Mapping[str, int]) -> dict[str, int]:
+    """The queues in which the broker holds far more messages than there are jobs, and how many to keep.
+
+    Nobody takes them where workers are started for each job and do not listen (`python -m worker --once`).
+    """
+    return {queue: jobs[queue] + _SPARE for queue, messages in waiting.items() if messages > jobs[queue] + 2 * _SPARE}
 
 
 def _sizes(database: Database) -> dict[tuple[str, int], int]:
