@@ -1,7 +1,11 @@
 """Jobs survive a change of the schema, up and down, on SQLite and on PostgreSQL."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alembic import command
@@ -110,3 +114,36 @@ def rows(engine: Engine) -> dict[str, int]:
             table: connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one()  # noqa: S608
             for table in there
         }
+
+
+def test_a_database_that_is_newer_than_this_version_is_refused_with_the_way_back(
+    database_url: str, engine: Engine
+) -> None:
+    upgrade(database_url)
+    assert migrations(database_url, "--down-to", "0003") == (0, "the database has schema 0003\n", "")
+    code, _, error = migrations(database_url, "--down-to", "0000")
+    assert code == 1
+    assert f"--down-to 0000: no such schema; there are {', '.join(REVISIONS)}" in error
+
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    code, _, error = migrations(database_url)
+    assert code == 1
+    assert f"with python -m migrations --down-to {REVISIONS[-1]}" in error
+
+
+def test_several_that_migrate_at_once_wait_for_one_another(database_url: str, engine: Engine) -> None:
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite is for one machine, whose stack migrates once")
+    with ThreadPoolExecutor(4) as pool:
+        codes = [code for code, _, _ in pool.map(migrations, [database_url] * 4)]
+    assert codes == [0, 0, 0, 0]
+    assert "jobs" in inspect(engine).get_table_names()
+
+
+def migrations(url: str, *arguments: str) -> tuple[int, str, str]:
+    """The command as a process: exit code, what it says, what it complains of."""
+    environment = os.environ | {"STIEFEL_DATABASE_URL": url, "STIEFEL_LOG_LEVEL": "warning"}
+    command = [sys.executable, "-m", "migrations", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
