@@ -25,7 +25,12 @@ from trainer import events
 from trainer.process import free_port
 
 # What Prometheus itself adds to each series of a target, here and in Kubernetes, and the names of our targets.
-TARGET = {"job": {"stiefel-exporter", "stiefel-api"}, "instance": set[str](), "pod": set[str](), "namespace": set[str]()}
+TARGET: dict[str, set[str]] = {
+    "job": {"stiefel-exporter", "stiefel-api"},
+    "instance": set(),
+    "pod": set(),
+    "namespace": set(),
+}
 
 
 @dataclass
