@@ -25,6 +25,7 @@ class Fleet:
     oldest_queued_seconds: float
     announcements_due: int  # and not published
     unschedulable: int  # queued jobs that no worker that is up could ever take
+    startable: int  # queued jobs that an idle worker could take now
     workers_up: int
     workers_busy: int
     workers_drained: int
@@ -53,6 +54,7 @@ def snapshot(database: Database, settings: Settings, of: str | None = None) -> F
         rows = session.scalars(select(Counter)).all()
         due = session.scalar(select(func.count()).select_from(Outbox).where(Outbox.due_at <= at)) or 0
         unschedulable = schedule.unschedulable(session, settings)
+        startable = schedule.startable(session, settings)
     devices: Counted[tuple[str, str]] = Counted()
     for worker in up:
         devices[worker.device, "busy" if worker.name in busy else "idle"] += worker.devices
@@ -67,6 +69,7 @@ def snapshot(database: Database, settings: Settings, of: str | None = None) -> F
         oldest_queued_seconds=at - oldest if oldest is not None else 0.0,
         announcements_due=due,
         unschedulable=unschedulable,
+        startable=startable,
         workers_up=len(up),
         workers_busy=len(busy),
         workers_drained=sum(worker.drain_requested_at is not None for worker in up),

@@ -44,6 +44,7 @@ _GAUGES = (
     ("queue_oldest_seconds", "How long the oldest of them has waited", "oldest_queued_seconds"),
     ("announcements_waiting", "Announcements of queued jobs that are due and not published", "announcements_due"),
     ("jobs_unschedulable", "Queued jobs that no worker that is up could take", "unschedulable"),
+    ("jobs_startable", "Queued jobs that an idle worker could take now", "startable"),
     ("jobs_not_exported", "Running or recent jobs left out of the series per job", "jobs_left_out"),
     ("workers_up", "Workers heard of lately", "workers_up"),
     ("workers_busy", "Jobs under a valid lease", "workers_busy"),

@@ -69,6 +69,14 @@ def unschedulable(session: Session, settings: Settings) -> int:
     )
 
 
+def startable(session: Session, settings: Settings) -> int:
+    """Queued jobs that a worker which is up, idle and not drained could take now: for long, there should be none."""
+    busy = select(Job.worker).where(Job.state == State.RUNNING, Job.worker.is_not(None))
+    idle = workers.up(settings).where(Worker.drain_requested_at.is_(None), Worker.name.not_in(busy))
+    could = _in_order().where(_fits_one_of(session.scalars(idle).all()), Job.owner.not_in(keys.at_their_limit(session)))
+    return session.scalar(select(func.count()).select_from(could.order_by(None).subquery())) or 0
+
+
 def preempt(database: Database, settings: Settings) -> int:
     """Ask running jobs to make room for queued ones of higher priority; returns how many.
 

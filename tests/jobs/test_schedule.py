@@ -272,3 +272,27 @@ def test_a_wish_beats_preemption(database: Database, settings: Settings) -> None
     schedule.preempt(database, settings)
     wishes.cancel(database, job.id)
     assert leases.finish(database, lease, Outcome("stopped", 0)) == State.CANCELLED
+
+
+def test_a_job_is_startable_where_an_idle_worker_could_take_it_now(database: Database, settings: Settings) -> None:
+    def startable() -> int:
+        with database.reading() as session:
+            return schedule.startable(session, settings)
+
+    waiting = submit(database, settings)
+    submit(database, settings, device="gpu")
+    submit(database, settings, devices=4)
+    at_limit = keys.create(database, "o", [Scope.WRITE], Quotas(running=0))[0].id
+    submit(database, settings, owner=at_limit)
+    held_back = submit(database, settings)
+    with database.transaction() as session:
+        session.execute(update(Job).where(Job.id == held_back.id).values(not_before=2e9 * 2))
+    assert startable() == 0, "no worker is there"
+    workers.seen(database, CPU)
+    assert startable() == 1
+    workers.drain(database, CPU.name, stop_job=False)
+    assert startable() == 0, "it is drained"
+    workers.undrain(database, CPU.name)
+    run_on(database, settings, waiting, CPU)
+    submit(database, settings)
+    assert startable() == 0, "it is busy"
