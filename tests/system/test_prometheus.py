@@ -1,4 +1,4 @@
-"""A real Prometheus, with compose's scrape jobs and our rules, beside a running service: what it says is what REST says.
+"""A real Prometheus beside a running service, with compose's scrape jobs and our rules, says what REST says.
 
 Skipped where there is no `prometheus` (Debian's package of that name).
 """
@@ -49,7 +49,9 @@ class Prometheus:
 
     def history(self, expression: str) -> list[float]:
         """Every value that is a number, of all series, since the beginning."""
-        result = self._get("query_range", query=expression, start=self.began, end=time.time(), step=1)["result"]
+        now = time.time()
+        start = now - math.ceil(now - self.began)  # in whole steps, so that the last one is now
+        result = self._get("query_range", query=expression, start=start, end=now, step=1)["result"]
         values = [float(value) for series in result for _, value in series["values"]]
         return [value for value in values if math.isfinite(value)]
 
@@ -175,9 +177,9 @@ def _waits_and_failures_are_those_of_rest(prometheus: Prometheus, service: Servi
     bounds = [float(labels["le"]) for labels, _ in prometheus.ask("stiefel_queue_wait_seconds_bucket")]
     longest = prometheus.value("fleet:stiefel_queue_wait_seconds:p95_5m")
     # A quantile of a histogram lies in the bucket of what it is a quantile of.
-    assert max(bound for bound in [0.0, *bounds] if bound < max(waits)) <= longest <= min(
-        bound for bound in bounds if bound >= max(waits)
-    )
+    above = min(bound for bound in bounds if bound >= max(waits))
+    below = max(bound for bound in [0.0, *bounds] if bound < above)
+    assert below <= longest <= above
 
     codes = Counter(attempt["error"]["code"] for job in jobs for attempt in job["attempts"] if attempt["error"])
     counted = prometheus.ask("stiefel_attempt_failures_total > 0")
