@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from deepspeed.accelerator import get_accelerator
+from deepspeed.git_version_info import accelerator_name, installed_ops
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
 from trainer.config import DeepSpeedSpec, TrainingSpec
@@ -50,7 +52,8 @@ def check(spec: DeepSpeedSpec, tell: Callable[[str], None]) -> None:
             f"deepspeed.{fields[0]}: nvme locks its buffers in memory, and this process may lock few; raise the limit "
             "(ulimit -l unlimited, or the capability IPC_LOCK), or use cpu"
         )
-    tell("loading DeepSpeed's asynchronous I/O, which is compiled at its first use")
+    if not _compiled():
+        tell("loading DeepSpeed's asynchronous I/O, which is compiled at its first use")
     _load(fields[0])
 
 
@@ -87,12 +90,18 @@ def own_directory(spec: TrainingSpec, rundir: RunDir, local_rank: int) -> Iterat
             run.rmdir()
 
 
+def _compiled() -> bool:
+    """Whether the operator was installed with DeepSpeed, for this accelerator, as in the images."""
+    return bool(installed_ops.get(AsyncIOBuilder.NAME)) and accelerator_name == get_accelerator().device_name()
+
+
 def _load(field: str) -> None:
     # ninja comes with the trainer's packages, and need not be on the path of whoever started it.
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)])
     builder = AsyncIOBuilder()
     try:
-        if not builder.is_compatible(verbose=False):
+        # Which asks the compiler.
+        if not (_compiled() or builder.is_compatible(verbose=False)):
             raise ImportError("libaio is not found")
         builder.load(verbose=False)
     except (ImportError, OSError, RuntimeError, TypeError, subprocess.SubprocessError) as error:

@@ -36,6 +36,19 @@ def test_where_it_can_be_only_compiling_is_told(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_was_installed_compiled_is_loaded_without_asking_for_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvme.AsyncIOBuilder, "is_compatible", lambda *_, **__: False)
+    monkeypatch.setattr(nvme, "installed_ops", {"async_io": 1})
+    monkeypatch.setattr(nvme, "accelerator_name", nvme.get_accelerator().device_name())
+    assert told(settings(tmp_path)) == []
+    # For another accelerator it would be compiled.
+    monkeypatch.setattr(nvme, "accelerator_name", "other")
+    with pytest.raises(SpecError, match="libaio is not found"):
+        told(settings(tmp_path))
+
+
 def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="deepspeed.nvme_path: .*missing' is no directory"):
         told(settings(tmp_path / "missing"))
