@@ -54,7 +54,7 @@ def broker(service: dict[str, Any], directory: Path, port: int) -> Iterator[None
 
 
 def connect(port: int, password: str | None) -> redis.Redis:
-    retry = redis.retry.Retry(redis.backoff.ConstantBackoff(0.05), 200)  # type: ignore[no-untyped-call]
+    retry = redis.retry.Retry(redis.backoff.ConstantBackoff(0.05), 200)
     return redis.Redis(port=port, password=password, retry=retry, decode_responses=True)
 
 
