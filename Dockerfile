@@ -79,7 +79,7 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
 # Process 1 collects what has lost its parent and passes signals on.
 ENTRYPOINT ["tini", "--"]
-CMD ["uvicorn", "--factory", "api.main:create_app", "--host", "0.0.0.0", "--port", "8000", "--no-access-log"]
+CMD ["python", "-m", "api", "--host", "0.0.0.0", "--port", "8000"]
 
 
 # hadolint ignore=DL3006 # one of the stages above

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,8 @@ def main() -> None:
         sys.exit(f"{', '.join(missing)} not found: apt-get install buildah debootstrap util-linux iproute2")
     if os.geteuid() != 0:
         sys.exit("only root can make a root file system; this changes nothing outside of a temporary directory")
+    # As with Ctrl-C: nothing is left mounted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="stiefel-proof-", dir="/var/tmp") as directory:
         store = Store(Path(directory), arguments.storage_driver)
         try:

@@ -2,12 +2,14 @@
 
 import ast
 import inspect
+import json
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, requires
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,14 @@ def test_an_image_says_what_it_is(image: Stage) -> None:
     assert f'image.version="{PROJECT["project"]["version"]}"' in labels
     assert f'image.title="stiefel-{image.name}"' in labels
     assert f'image.licenses="{PROJECT["project"]["license"]}"' in labels
+
+
+@image
+def test_an_image_starts_a_program_of_ours_below_one_that_collects_orphans(image: Stage) -> None:
+    assert json.loads(image.last("ENTRYPOINT")) == ["tini", "--"]
+    python, flag, module, *_ = json.loads(image.last("CMD"))
+    assert (python, flag) == ("python", "-m")
+    assert find_spec(f"{module}.__main__")
 
 
 @image
