@@ -28,6 +28,7 @@ FROM ${CUDA_RUN} AS run-on-cuda
 
 
 FROM build-on-cpu AS api-build
+ARG DEBIAN_FRONTEND=noninteractive
 # hadolint ignore=DL3008 # the distribution keeps one version of a package, the newest with its security fixes
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-venv \
@@ -51,6 +52,7 @@ RUN pip install --no-cache-dir --no-index --no-build-isolation --no-deps --force
 
 
 FROM run-on-cpu AS api
+ARG DEBIAN_FRONTEND=noninteractive
 # hadolint ignore=DL3008 # as above
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates python3 tini \
@@ -84,6 +86,7 @@ CMD ["python", "-m", "api", "--host", "0.0.0.0", "--port", "8000"]
 
 # hadolint ignore=DL3006 # one of the stages above
 FROM build-on-${ACCELERATOR} AS trainer-build
+ARG DEBIAN_FRONTEND=noninteractive
 # hadolint ignore=DL3008 # as above
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ libaio-dev python3 python3-dev python3-venv \
@@ -127,6 +130,7 @@ RUN pip install --no-cache-dir --no-index --no-build-isolation --no-deps --force
 
 # hadolint ignore=DL3006 # one of the stages above
 FROM run-on-${ACCELERATOR} AS trainer
+ARG DEBIAN_FRONTEND=noninteractive
 # libaio-dev for its library, whose own package has another name in each distribution.
 # hadolint ignore=DL3008 # as above
 RUN apt-get update \

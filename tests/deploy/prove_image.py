@@ -200,19 +200,25 @@ class Store:
 
 def write_pip_settings(file: Path) -> list[str]:
     """pip's settings as they are outside, into a pip.conf; the volumes for files and directories that they name."""
-    lines, places = ["[global]"], dict[str, str]()
-    for line in run(sys.executable, "-m", "pip", "config", "list").splitlines():
+    settings, places = dict[str, str](), dict[str, str]()
+    # What the environment says is above what files say.
+    for line in sorted(run(sys.executable, "-m", "pip", "config", "list").splitlines(), key=_of_environment):
         name, _, text = line.partition("=")
         words = ast.literal_eval(text).split()
         for index, word in enumerate(words):
             place = Path(word.removeprefix("file://"))
             if place.is_absolute() and place.exists():
-                places.setdefault(str(place), f"/mnt/pip/{len(places)}")
-                words[index] = word.replace(str(place), places[str(place)])
-        lines.append(f"{name.rpartition('.')[2]} = {' '.join(words)}")
+                # What an index links to lies beside it.
+                inside = places.setdefault(str(place.parent), f"/mnt/pip/{len(places)}")
+                words[index] = word.replace(str(place), f"{inside}/{place.name}")
+        settings[name.rpartition(".")[2]] = " ".join(words)
     file.touch(mode=0o600)
-    file.write_text("\n".join(lines) + "\n")
+    file.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in settings.items())]) + "\n")
     return [f"{source}:{target}:ro" for source, target in places.items()]
+
+
+def _of_environment(line: str) -> bool:
+    return line.startswith(":env:")
 
 
 def volume(directory: Path) -> Path:
