@@ -32,9 +32,11 @@ class Rounds:
         self._ended = clock()
         self._success = Gauge(
             "stiefel_upkeep_last_success_timestamp_seconds",
-            "When the reaper last finished a round in which database and broker answered",
+            "When the reaper last finished a round in which database and broker answered; at first, when it began",
             registry=registry,
         )
+
+        self._success.set_to_current_time()
 
     def ended(self, well: bool) -> None:
         self._ended = self._clock()

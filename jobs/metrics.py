@@ -37,6 +37,11 @@ _TOTALS = (
     ("projection_seconds_total", "Time spent on choosing subspaces", "projection_seconds_total"),
     ("step_seconds_total", "Time spent on steps", "step_seconds_total"),
 )
+# Of these, none so far is 0.
+_INCIDENTS = (
+    ("spikes_total", "How often the loss stayed far above what is usual", "spikes"),
+    ("rollbacks_total", "How often the loss sent the run back to a checkpoint", "rollbacks"),
+)
 
 # (metric, help, field of the snapshot)
 _GAUGES = (
@@ -149,10 +154,12 @@ def _jobs(jobs: Iterable[Job]) -> Iterable[Metric]:
         step.add_metric([job.id, job.method], job.step)
         ratio.add_metric([job.id, job.method], job.step / job.steps)
     yield from (info, step, ratio)
-    for kind, table in ((GaugeMetricFamily, _FIGURES), (CounterMetricFamily, _TOTALS)):
+    tables = ((GaugeMetricFamily, _FIGURES, None), (CounterMetricFamily, _TOTALS, None))
+    for kind, table, otherwise in (*tables, (CounterMetricFamily, _INCIDENTS, 0)):
         for name, text, key in table:
             family = kind(f"stiefel_job_{name}", text, labels=labels)
             for job in jobs:
-                if job.figures.get(key) is not None:
-                    family.add_metric([job.id, job.method], job.figures[key])
+                value = job.figures.get(key, otherwise)
+                if value is not None:
+                    family.add_metric([job.id, job.method], value)
             yield family

@@ -55,6 +55,7 @@ def test_the_exporter_shows_every_job_and_what_waits(
     record(database, lease, [started(0), step(1, 1.5)], 10)
     found = samples(exporter)
     assert found["stiefel_job_train_loss", ids[0]] == 1.5
+    assert found["stiefel_job_rollbacks_total", ids[0]] == found["stiefel_job_spikes_total", ids[0]] == 0
     assert found["stiefel_queue_depth", ""] == found["stiefel_workers_up", ""] == 1
     assert found["stiefel_announcements_waiting", ""] == 2
     assert found["stiefel_worker_storage_size_bytes", "w"] == 100
@@ -106,7 +107,14 @@ def test_the_reaper_says_when_it_last_succeeded(
     reaping = threading.Thread(target=reaper.run, args=(database, quick, stop, exporter))
     reaping.start()
     pattern = re.compile(r"^stiefel_upkeep_last_success_timestamp_seconds (\S+)$", re.M)
-    while float(pattern.search(get(exporter, "/metrics"))[1]) == 0:  # type: ignore[index]
+
+    def last() -> float:
+        found = pattern.search(get(exporter, "/metrics"))
+        assert found is not None
+        return float(found[1])
+
+    began = last()
+    while last() == began:
         assert reaping.is_alive()
     stop.set()
     reaping.join()
