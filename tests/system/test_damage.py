@@ -1,5 +1,6 @@
 """Files of a paused job are damaged, as by a disk or an operator; it is resumed, and nobody can tell from its curve."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,3 +74,18 @@ def test_events_that_were_cut_below_what_is_stored_cost_none_of_those_that_follo
     with file.open("r+b") as stream:
         stream.truncate(int(file.stat().st_size * remaining))
     assert finish(service, paused) == undisturbed
+
+
+def test_a_job_whose_checkpoints_lie_elsewhere_goes_on_without_its_run_directory(
+    service: Service, undisturbed: list[tuple[int, float]], tmp_path: Path
+) -> None:
+    """As on another machine, where workers share nothing but a store."""
+    elsewhere = JOB["checkpoints"] | {"url": f"file://{tmp_path}/store"}
+    job_id = service.submit(**JOB | {"checkpoints": elsewhere})
+    service.wait_for_step(job_id, 65)
+    service.http.post(f"/v1/jobs/{job_id}/pause")
+    step = service.wait(job_id, "paused")["progress"]["step"]
+    shutil.rmtree(service.rundir(job_id).root)
+    assert finish(service, job_id) == undisturbed
+    events = service.http.get(f"/v1/jobs/{job_id}/events?limit=1000").json()["data"]
+    assert [event["step"] for event in events if event["type"] == "started"] == [0, step]
