@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # Files in their order: the slow ones are not among the last.
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
-.PHONY: help setup demo up test test-matrix chaos check format clean
+.PHONY: help setup tools demo up test test-matrix prove-image chaos check format clean
 
 help:
 	@echo "make demo    set up, then train a small LLaMA with GaLore through the whole service (about 2 minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test    set up, then run all tests (real Valkey, real PostgreSQL, both started by the tests)"
 	@echo "make test-matrix  set up, then all tests with every combination of docs/zero.md, and write its tables (about an hour)"
 	@echo "make chaos   set up, then break the service at random under SEEDS on both databases, and judge it (about 20 minutes)"
+	@echo "make prove-image  set up, then build the Dockerfile's CPU images without an engine, and run what they are for (as root)"
 	@echo "make check   set up, then ruff, mypy and the import contracts"
 	@echo "make format  let ruff rewrite what it can"
 
@@ -33,13 +34,21 @@ demo: setup
 up: setup
 	$(BIN)/stiefel up
 
-test: setup
+test: setup tools
 	$(PYTEST)
+
+# Helm 3 and 4, which are in no Python environment by themselves; without them the tests that ask them are skipped.
+tools: setup
+	$(BIN)/python -m tests.deploy.tools
+
+# Needs root, and Debian's buildah and debootstrap.
+prove-image: setup
+	$(BIN)/python -m tests.deploy.prove_image
 
 # One line a case; the tables are made of them.
 MATRIX := .stiefel/matrix.jsonl
 
-test-matrix: setup
+test-matrix: setup tools
 	@mkdir -p $(dir $(MATRIX)) && rm -f $(MATRIX)
 	STIEFEL_MATRIX_RESULTS=$(abspath $(MATRIX)) $(PYTEST) -m 'matrix or not matrix'; status=$$?; \
 	$(BIN)/python -m tests.distributed.report $(MATRIX) && exit $$status
