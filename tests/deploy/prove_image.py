@@ -31,7 +31,7 @@ BASE = "localhost/stiefel-proof-base"
 # Of the base images' arguments, all that an unused stage asks for as well.
 BASES = ("DEBIAN", "CUDA_BUILD", "CUDA_RUN")
 # torch names the versions of these itself.
-OF_TORCH = re.compile(r"nvidia-|cuda-|triton$")
+OF_TORCH = re.compile(r"nvidia-|cuda-toolkit$|triton$")
 # Every parameter and every moment of it is large enough for a file of its own.
 OFFLOADED = {
     "model": {"preset": "llama-9m"},
