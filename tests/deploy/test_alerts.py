@@ -3,18 +3,16 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 from sqlalchemy import create_engine, text
 
-from cli.main import app
 from jobs.settings import Settings
 from migrations.__main__ import upgrade
 from tests.deploy import promql
 from tests.deploy.series import exported
 from tests.deploy.test_rules import with_recorded
+from tests.deploy.typed import check_stiefel
 
 TEXT = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
 # As it is typed: inline, where lines may be broken, or in a block.
@@ -27,13 +25,7 @@ def test_every_command_of_stiefel_exists_with_its_options() -> None:
     commands = re.findall(r"^\s*(stiefel [^#\n]+)", TEXT, re.MULTILINE) + [c for c in TYPED if c.startswith("stiefel ")]
     assert len(commands) > 20
     for command in commands:
-        found: Any = typer.main.get_command(app)
-        words = command.split()[1:]
-        while hasattr(found, "commands"):  # a group; typer's own class, not click's
-            assert words[0] in found.commands, command
-            found = found.commands[words.pop(0)]
-        known = {option for parameter in found.params for option in parameter.opts}
-        assert {word for word in words if word.startswith("--")} <= known, command
+        check_stiefel(command)
 
 
 def test_every_query_of_the_database_runs(postgresql: Callable[[], str]) -> None:
