@@ -32,8 +32,7 @@ def run(database: Database, settings: Settings, stop: threading.Event, exporter:
 def _round(database: Database, settings: Settings, doorbell: Doorbell) -> bool:
     """Whether database and broker answered."""
     try:
-        if requeued := upkeep.requeue_lost(database, settings):
-            log.warning("%d jobs of lost workers are queued again or ended", requeued)
+        upkeep.requeue_lost(database, settings)
         if settings.preemption and (preempted := schedule.preempt(database, settings)):
             log.info("%d jobs make room for others", preempted)
         wanted = upkeep.queues(database, settings)

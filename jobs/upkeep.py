@@ -3,6 +3,7 @@
 Every function is one small transaction that finds its own work, so it does not matter how many processes call it.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 
 from sqlalchemy import ColumnElement, delete, func, or_, select, update
@@ -14,6 +15,8 @@ from jobs.queue import queue_of
 from jobs.settings import Settings
 from jobs.states import State
 from jobs.tables import Job, Outbox
+
+log = logging.getLogger("stiefel.reaper")
 
 # How many rows one call takes on: the rest is there at the next one.
 _AT_ONCE = 100
@@ -55,7 +58,9 @@ def requeue_lost(database: Database, settings: Settings) -> int:
         with database.transaction() as session:
             job = session.scalar(lost.with_only_columns(Job).where(Job.id == job_id).with_for_update(skip_locked=True))
             if job is not None:
-                leases.lose(database, settings, session, job)
+                ids = {"job_id": job.id, "attempt": job.fence, "request_id": job.request_id}
+                worker, state = job.worker, leases.lose(database, settings, session, job)
+                log.warning("worker %s was lost, the job is %s", worker, state, extra=ids)
                 requeued += 1
     return requeued
 

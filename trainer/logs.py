@@ -76,7 +76,8 @@ def configure_trainer() -> Form:
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        ids = " ".join(f"{name}={getattr(record, name)}" for name in IDS if hasattr(record, name))
+        known = {name: getattr(record, name, None) for name in IDS}
+        ids = " ".join(f"{name}={value}" for name, value in known.items() if value is not None)
         line = super().format(record)
         # Behind the first line: a traceback follows it.
         first, *rest = line.split("\n")

@@ -110,6 +110,7 @@ def create_job(
         preflight(spec)
     trail = submission.Trail(http.state.request_id, tracing.traceparent())
     job = submission.create(given.database, given.settings, request, caller.owner, idempotency_key, trail)
+    log.info("a job is queued", extra={"job_id": job.id})
     # After the answer: what is promised stands in the database, and a broker that is away shall keep nobody waiting.
     afterwards.add_task(_announce, given, job.id)
     return JobView.of(job)

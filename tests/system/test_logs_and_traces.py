@@ -85,7 +85,8 @@ def test_every_line_of_the_service_is_json(service: Service, job_id: str) -> Non
 
 def test_a_job_is_found_by_its_request_in_api_worker_and_trainer(service: Service, job_id: str) -> None:
     logs = service.stack.home / "logs"
-    [asked] = [line for line in lines(logs / "api.log") if line.get("request_id") == REQUEST_ID]
+    queued, asked = (line for line in lines(logs / "api.log") if line.get("request_id") == REQUEST_ID)
+    assert queued["job_id"] == job_id
     assert (asked["http_method"], asked["path"], asked["status"]) == ("POST", "/v1/jobs", 201)
     for log in (logs / "worker-1.log", service.rundir(job_id).log):
         ours = [line for line in lines(log) if line.get("job_id") == job_id]
