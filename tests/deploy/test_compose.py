@@ -143,13 +143,20 @@ def test_whoever_needs_run_directories_has_the_same(services: dict[str, Any]) ->
 
 
 def test_a_directory_of_the_machine_can_take_the_place_of_a_volume() -> None:
-    services = read("gpu", settings={"DATA": "/srv/data", "NVME": "/mnt/disk"})["services"]
+    services = read("gpu", settings={"DATA": "/srv/data", "NVME": "/mnt/disk", "RUNS": "/mnt/shared"})["services"]
     mounts = {mount["target"]: mount for mount in services["worker-gpu"]["volumes"]}
-    assert [(mounts[at]["type"], mounts[at]["source"]) for at in ("/data", "/nvme")] == [
-        ("bind", "/srv/data"),
-        ("bind", "/mnt/disk"),
-    ]
+    assert {mount["type"] for mount in mounts.values()} == {"bind"}
+    sources = {at: mount["source"] for at, mount in mounts.items()}
+    assert sources == {"/data": "/srv/data", "/nvme": "/mnt/disk", "/var/lib/stiefel": "/mnt/shared"}
     assert mounts["/data"]["read_only"] is True
+
+
+def test_workers_may_be_of_a_service_on_another_machine() -> None:
+    elsewhere = {"STIEFEL_DATABASE_URL": "postgresql+psycopg://a:b@c/d", "STIEFEL_REDIS_URL": "redis://:e@f/0"}
+    environment = read("gpu", settings=elsewhere)["services"]["worker-gpu"]["environment"]
+    assert {name: environment[name] for name in elsewhere} == elsewhere
+    environment = read("gpu")["services"]["worker-gpu"]["environment"]
+    assert environment["STIEFEL_REDIS_URL"] == f"redis://:{SECRETS['REDIS_PASSWORD']}@redis:6379/0"
 
 
 def test_every_setting_that_is_given_is_one(services: dict[str, Any]) -> None:
