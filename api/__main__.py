@@ -1,6 +1,7 @@
 """python -m api: serve the API."""
 
 import argparse
+import sys
 
 import uvicorn
 
@@ -22,7 +23,10 @@ def main() -> None:
     settings = Settings()
     logs.configure(settings.log_format, settings.log_level)
     if settings.traces == "otlp":
-        tracing.start("api")
+        try:
+            tracing.start("api")
+        except tracing.TracingError as error:
+            sys.exit(f"api: {error}")
     # Requests are logged by the application, with their ids.
     uvicorn.run(create_app(settings), host=arguments.host, port=arguments.port, log_config=None, access_log=False)
 

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from urllib.parse import quote
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -62,7 +63,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
         FastAPIInstrumentor.instrument_app(
-            app, tracer_provider=tracing.provider(), excluded_urls=",".join(f"{path}$" for path in _PROBED)
+            app,
+            tracer_provider=tracing.provider(),
+            excluded_urls=",".join(f"{path}$" for path in _PROBED),
+            exclude_spans=["receive", "send"],
         )
     return app
 
@@ -80,8 +84,7 @@ async def _request_id(request: Request, call_next: Callable[[Request], Awaitable
             response = await call_next(request)
             status = response.status_code
         finally:
-            # Without the query: it may hold what is nobody's business.
-            what = {"http_method": request.method, "path": request.url.path, "status": status}
+            what = {"http_method": request.method, "path": quote(request.url.path, safe="/:@"), "status": status}
             seconds = round(time.perf_counter() - began, 4)
             level = logging.DEBUG if request.url.path in _PROBED else logging.INFO
             text = "%(http_method)s %(path)s %(status)d"

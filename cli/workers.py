@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cli.client import Client
 from cli.options import LOCAL, Api, AsJson, console, print_json
+from cli.watch import size
 
 app = typer.Typer(
     help="List workers; drain one before its machine goes away.", no_args_is_help=True, rich_markup_mode=None
@@ -24,12 +25,14 @@ def list_workers(as_json: AsJson = False, api: Api = LOCAL) -> None:
     if as_json:
         print_json(page)
         return
-    table = Table("name", "devices", "state", "job", "version", "seen")
+    table = Table("name", "devices", "state", "job", "room", "version", "seen")
     for worker in page["data"]:
         state = f"{worker['state']}{', drained' if worker['drained'] else ''}"
         seen = f"{max(0.0, time.time() - worker['seen_at']):.0f} s ago"
         devices = f"{worker['devices']} {worker['device']}"
-        table.add_row(escape(worker["name"]), devices, state, worker["job_id"] or "", worker["version"], seen)
+        room = "" if worker["storage_free_bytes"] is None else size(worker["storage_free_bytes"])
+        name, job = escape(worker["name"]), worker["job_id"] or ""
+        table.add_row(name, devices, state, job, room, worker["version"], seen)
     console.print(table)
 
 

@@ -5,6 +5,7 @@ each size and kind of job, and a worker listens to those of all jobs that fit it
 """
 
 from collections.abc import Iterable
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from celery import Celery
 from kombu.exceptions import OperationalError
@@ -30,8 +31,16 @@ def queues_of(settings: Settings, card: Card) -> list[str]:
     return [queue_of(settings, device, size) for device in ("any", card.device) for size in sizes]
 
 
+def verified(url: str) -> str:
+    """With TLS, the server's certificate is checked unless the URL says otherwise: by itself the client does not."""
+    parts = urlsplit(url)
+    if parts.scheme != "rediss" or "ssl_cert_reqs" in parse_qs(parts.query):
+        return url
+    return urlunsplit(parts._replace(query="&".join(filter(None, [parts.query, "ssl_cert_reqs=required"]))))
+
+
 def make_celery(settings: Settings) -> Celery:
-    app = Celery("stiefel", broker=settings.redis_url)
+    app = Celery("stiefel", broker=verified(settings.redis_url))
     app.conf.update(
         task_default_queue=settings.queue,
         # One list a queue, not one for each priority of messages: priorities are the database's.

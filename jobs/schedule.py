@@ -59,9 +59,10 @@ def waiting(database: Database, settings: Settings, job: Job) -> Waiting | None:
 
 
 def unschedulable(session: Session, settings: Settings) -> int:
-    """Queued jobs that no worker that is up could ever take."""
+    """Queued jobs that no worker that is up could ever take; not of owners who may run no more: they wait for that."""
     there = session.scalars(workers.up(settings)).all()
     sizes = select(Job.device, Job.devices, func.count()).where(Job.state == State.QUEUED)
+    sizes = sizes.where(Job.owner.not_in(keys.at_their_limit(session)))
     return sum(
         number
         for device, devices, number in session.execute(sizes.group_by(Job.device, Job.devices)).all()

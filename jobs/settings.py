@@ -2,9 +2,9 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from trainer.logs import Form, Level
@@ -15,12 +15,16 @@ class Settings(BaseSettings):
 
     home: Path = Field(default=Path(".stiefel"), description="run directories, locks, and the SQLite file")
     database_url: str = Field(default="", description="SQLAlchemy URL; default: a SQLite file in home")
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="the broker")
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0",
+        description="the broker; rediss:// with TLS, whose certificate is checked unless the URL has ssl_cert_reqs=none",
+    )
     queue: str = Field(default="stiefel", description="what the names of the Celery queues begin with")
 
     gpus: str = Field(
         default="",
-        description="the worker's GPUs as CUDA_VISIBLE_DEVICES has them; default: all that the driver lists; none: CPU",
+        description="the worker's GPUs as CUDA_VISIBLE_DEVICES has them; all: those that there are, one at least; "
+        "none: CPUs; default: the GPUs that there are, else CPUs",
     )
     cpu_slots: int | None = Field(
         default=None,
@@ -86,6 +90,15 @@ class Settings(BaseSettings):
         description="directories and URLs, separated by spaces, below which jobs may have checkpoints and NVMe files "
         "besides their run directories; *: any; default: any without API keys, none with them",
     )
+
+    @model_validator(mode="after")
+    def _beats_in_time(self) -> Self:
+        if self.lease_seconds < 3 * self.beat_seconds:
+            raise ValueError(
+                f"STIEFEL_LEASE_SECONDS: {self.lease_seconds:g} is below three times STIEFEL_BEAT_SECONDS "
+                f"({self.beat_seconds:g}): one late beat would end a training"
+            )
+        return self
 
     @property
     def worker_timeout(self) -> float:

@@ -32,7 +32,9 @@ def downgrade(url: str, revision: str) -> None:
     known = _known(url)
     if revision not in known:
         raise UnknownSchema(f"--down-to {revision}: no such schema; there are {', '.join(known)}")
-    check(url)
+    present = check(url)
+    if present is None or known.index(present) < known.index(revision):
+        raise UnknownSchema(f"--down-to {revision}: the database has schema {present}, from which that is not down")
     command.downgrade(configuration(url), revision)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -22,6 +23,8 @@ from trainer.methodconfig import METHOD_CONFIGS
 from trainer.process import STARTED_BY, Origin, die_with_parent, free_port, leave
 from trainer.rundir import RunDir
 
+log = logging.getLogger("stiefel.trainer")
+
 # Set by whoever starts a trainer and wants it to end with it: the starter's process id.
 PARENT = "STIEFEL_PARENT_PID"
 
@@ -33,10 +36,19 @@ def main() -> int:
     try:
         return int(arguments.command(arguments))
     except TrainerError as error:
-        if error.__cause__ is not None and error.name == "unknown":
-            traceback.print_exception(error.__cause__)
-        print(f"{error.name}: {error}", file=sys.stderr)
+        _tell(error)
         return error.exit_code
+
+
+def _tell(error: TrainerError) -> None:
+    """With where it comes from, if nobody foresaw it."""
+    cause = error.__cause__ if error.name == "unknown" else None
+    if os.environ.get(logs.FORM) == "json":
+        log.error("%s: %s", error.name, error, exc_info=cause)
+        return
+    if cause is not None:
+        traceback.print_exception(cause)
+    print(f"{error.name}: {error}", file=sys.stderr)
 
 
 def run(arguments: argparse.Namespace) -> int:

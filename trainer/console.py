@@ -1,5 +1,6 @@
 """Events as lines for a person: what `python -m trainer run` prints, and so what ends up in log.txt. No torch."""
 
+import json
 import logging
 import time
 
@@ -29,7 +30,8 @@ class Console:
             self._last_step_line = time.monotonic()
         words = self._words(event)
         if self._form == "json":
-            log.info(words, extra={"event": event.model_dump(mode="json")})
+            # By way of JSON, which has no infinities.
+            log.info(words, extra={"event": json.loads(event.model_dump_json())})
         else:
             print(f"{time.strftime('%H:%M:%S', time.localtime(event.at))}  {words}", flush=True)
 

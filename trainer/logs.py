@@ -10,11 +10,12 @@ are on, of the span.
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, get_args
 
+from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
 from trainer.errors import SpecError
@@ -26,7 +27,8 @@ Level = Literal["debug", "info", "warning", "error"]
 FORM, LEVEL = "STIEFEL_LOG_FORMAT", "STIEFEL_LOG_LEVEL"
 IDS = {"job_id": "STIEFEL_JOB", "attempt": "STIEFEL_ATTEMPT", "request_id": "STIEFEL_REQUEST"}
 
-_ids: ContextVar[Mapping[str, str | int]] = ContextVar("ids")
+_of_process: dict[str, str | int] = {}
+_ids: ContextVar[dict[str, str | int]] = ContextVar("ids")
 
 
 @contextmanager
@@ -40,7 +42,7 @@ def about(**ids: str | int | None) -> Iterator[None]:
 
 
 def current() -> dict[str, str | int]:
-    return dict(_ids.get({}))
+    return _of_process | _ids.get({})
 
 
 def configure(form: Form, level: Level) -> None:
@@ -52,6 +54,8 @@ def configure(form: Form, level: Level) -> None:
             JsonFormatter(
                 "%(levelname)s %(name)s %(message)s",
                 rename_fields={"levelname": "level", "name": "logger", "exc_info": "exception"},
+                # uvicorn's, for terminals.
+                reserved_attrs=[*RESERVED_ATTRS, "color_message"],
                 timestamp=True,
             )
         )
@@ -70,7 +74,9 @@ def configure_trainer() -> Form:
         if value not in known:
             raise SpecError(f"{name}: {value!r} is none of {', '.join(known)}")
     configure(form, level)  # type: ignore[arg-type]
-    _ids.set({name: os.environ[variable] for name, variable in IDS.items() if os.environ.get(variable)})
+    _of_process.update({name: os.environ[variable] for name, variable in IDS.items() if os.environ.get(variable)})
+    if "attempt" in _of_process:
+        _of_process["attempt"] = int(_of_process["attempt"])
     return form  # type: ignore[return-value]
 
 

@@ -5,6 +5,8 @@ job is one trace: the request that submitted it, each attempt of a worker, and i
 checkpoints and switches. Until `start` has been called nothing is imported and nothing costs anything.
 """
 
+import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ TRACES = "STIEFEL_TRACES"
 TRACEPARENT = "TRACEPARENT"
 
 _NANOSECONDS = 1_000_000_000
+_PATIENCE_SECONDS = 3.0
 _tracer: Any = None
 _provider: Any = None
 
@@ -24,22 +27,33 @@ class TracingError(Exception):
     """The packages are not there."""
 
 
+def check() -> None:
+    """Whether `start` will do. Raises TracingError."""
+    _packages()
+
+
 def start(service: str) -> None:
     """Of this whole process; again, in a child that was forked. Raises TracingError."""
     global _tracer, _provider
+    exporter, resources, sdk, export = _packages()
+    about = {"service.name": f"stiefel-{service}", "service.version": version("stiefel")}
+    _provider = sdk.TracerProvider(resource=resources.Resource.create(about))
+    # A collector that is away is not waited for as long as the exporter would by itself.
+    patience = float(os.environ.get("OTEL_EXPORTER_OTLP_TIMEOUT", _PATIENCE_SECONDS))
+    _provider.add_span_processor(export.BatchSpanProcessor(exporter.OTLPSpanExporter(timeout=patience)))
+    _tracer = _provider.get_tracer("stiefel")
+
+
+def _packages() -> Any:
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.exporter.otlp.proto.http import trace_exporter
+        from opentelemetry.sdk import resources, trace
+        from opentelemetry.sdk.trace import export
     except ImportError as error:
         raise TracingError(
             f"{TRACES}=otlp needs {error.name}: pip install 'stiefel[tracing]', or set it to off"
         ) from error
-    resource = Resource.create({"service.name": f"stiefel-{service}", "service.version": version("stiefel")})
-    _provider = TracerProvider(resource=resource)
-    _provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    _tracer = _provider.get_tracer("stiefel")
+    return trace_exporter, resources, trace, export
 
 
 def provider() -> Any:
@@ -85,9 +99,12 @@ def traceparent() -> str | None:
 
 
 def flush() -> None:
-    """Send what has ended: before a process leaves, or long after it last did."""
+    """Send what has ended: before a process leaves, or long after it last did. Whoever calls has better things to do
+    than to wait for a collector that is away."""
     if _provider is not None:
-        _provider.force_flush()
+        sending = threading.Thread(target=_provider.force_flush, daemon=True)
+        sending.start()
+        sending.join(_PATIENCE_SECONDS)
 
 
 def _context(parent: str | None) -> Any:

@@ -4,13 +4,15 @@ A Celery worker with the options for that; with --once it takes one job without 
 """
 
 import argparse
+import sys
 
 from jobs.settings import Settings
-from trainer import logs
+from trainer import logs, tracing
 from worker import once
+from worker.devices import NoGpus
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m worker",
         description=__doc__,
@@ -22,10 +24,19 @@ def main() -> None:
         action="store_true",
         help="take the job that is next for this worker, if there is one, and end",
     )
-    if parser.parse_args().once:
-        once.run(Settings())
-    else:
-        _listen()
+    arguments, settings = parser.parse_args(), Settings()
+    try:
+        if settings.traces == "otlp":
+            # Celery would go on without, in the child that it forks.
+            tracing.check()
+        if arguments.once:
+            once.run(settings)
+        else:
+            _listen()
+    except (NoGpus, tracing.TracingError) as error:
+        print(f"worker: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _listen() -> None:
@@ -45,4 +56,4 @@ def _listen() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from jobs.settings import Settings
 
-# So many beats may be late: one waits for the database for as long as ten seconds and more.
+# So many beats may be late, and no fewer seconds: each may wait for a database that is silent.
 _BEATS = 6
+_LEAST_SECONDS = 60.0
 
 
 def problem(file: Path | None, most_seconds: float) -> str | None:
@@ -34,7 +35,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: STIEFEL_ALIVE_FILE=/tmp/alive python -m worker.alive --seconds 60",
     )
-    default = _BEATS * settings.beat_seconds
+    default = max(_LEAST_SECONDS, _BEATS * settings.beat_seconds)
     parser.add_argument("--seconds", type=float, default=default, help=f"oldest beat. Default: {default:g}")
     found = problem(settings.alive_file, parser.parse_args().seconds)
     print(found or "the worker beats", file=sys.stderr if found else sys.stdout)

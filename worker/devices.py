@@ -1,8 +1,12 @@
-"""What this worker has: GPUs by name, or CPU slots. Asks the kernel, not torch, which only trainers load."""
+"""What this worker has: GPUs by name, or CPU slots. Asks the kernel, not torch, which only trainers load.
+
+Device files, not /proc/driver/nvidia: a container may see all of its host's GPUs there, and has the files of its own.
+"""
 
 import itertools
 import logging
 import os
+import re
 import shutil
 import socket
 from importlib.metadata import version
@@ -13,12 +17,17 @@ from jobs.workers import Card, Storage
 
 log = logging.getLogger("stiefel.worker")
 
-_DRIVER = Path("/proc/driver/nvidia/gpus")
+_DEVICES = Path("/dev")
+_GPU = re.compile(r"nvidia\d+")
 
 
-def card(settings: Settings, driver: Path = _DRIVER) -> Card:
-    """This worker's card: the settings' GPUs, else all that the NVIDIA driver lists, else CPU slots."""
-    gpus = _gpus(settings.gpus, driver)
+class NoGpus(Exception):
+    """This worker was to have some."""
+
+
+def card(settings: Settings, devices: Path = _DEVICES) -> Card:
+    """This worker's card: the settings' GPUs, else all that NVIDIA's driver made, else CPU slots. Raises NoGpus."""
+    gpus = _gpus(settings.gpus, devices)
     slots = len(gpus) or settings.cpu_slots or max(2, os.cpu_count() or 1)
     host = socket.gethostname()
     name = settings.worker or f"{host}:{','.join(gpus) or 'cpu'}"
@@ -41,13 +50,18 @@ def environment(gpus: tuple[str, ...], devices: int, device: str) -> dict[str, s
     return {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else ",".join(gpus[:devices])}
 
 
-def _gpus(setting: str, driver: Path) -> tuple[str, ...]:
+def _gpus(setting: str, devices: Path) -> tuple[str, ...]:
     if setting == "none":
         return ()
+    if setting == "all":
+        if not (found := _gpus("", devices)):
+            raise NoGpus(f"STIEFEL_GPUS=all, and there is no {devices}/nvidia0: does the container get the GPUs?")
+        return found
     # As whoever starts this worker, or a container's runtime, has limited it.
     named = setting or os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if named or "CUDA_VISIBLE_DEVICES" in os.environ:
         names = [name.strip() for name in named.split(",") if name.strip()]
         # As CUDA has it: a negative number, and all behind it, is nothing.
         return tuple(itertools.takewhile(lambda name: not name.startswith("-"), names))
-    return tuple(str(index) for index in range(len(list(driver.iterdir())))) if driver.is_dir() else ()
+    # Numbered as CUDA does, which begins at 0 whatever the files are called.
+    return tuple(str(index) for index in range(sum(bool(_GPU.fullmatch(file.name)) for file in devices.iterdir())))

@@ -5,6 +5,7 @@ It needs no broker: whoever started it has looked into the database.
 
 import signal
 import threading
+import time
 
 from jobs.database import Database
 from jobs.settings import Settings
@@ -28,9 +29,12 @@ def run(settings: Settings) -> None:
     database = Database(settings.url)
     try:
         # Its name will be on a job: whoever looks it up shall find it.
-        known.wait(settings.lease_seconds)
+        deadline = time.monotonic() + settings.lease_seconds
+        while not known.wait(settings.poll_seconds) and not shutdown.is_set() and time.monotonic() < deadline:
+            pass
         # No job was announced to this worker in particular.
-        run_next(database, settings, card, "", shutdown.is_set)
+        if not shutdown.is_set():
+            run_next(database, settings, card, "", shutdown.is_set)
     finally:
         database.close()
         presence.end()

@@ -64,6 +64,8 @@ def run_next(database: Database, settings: Settings, card: Card, announced: str,
             upkeep.announce_soon(database, settings, announced)
     finally:
         devices.release()
+        # The trainer's own spans are there already; whoever looks at an attempt that has ended shall find it whole.
+        tracing.flush()
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,6 @@ class _Attempt:
         ids: dict[str, Any] = {"job_id": self.lease.job_id, "attempt": self.lease.fence}
         with logs.about(**ids, request_id=self.job.request_id), tracing.span("attempt", self.job.traceparent, **ids):
             self._run()
-        # The trainer's own are there already; whoever looks at an attempt that has ended shall find it whole.
-        tracing.flush()
 
     def _run(self) -> None:
         try:

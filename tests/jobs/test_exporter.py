@@ -38,7 +38,7 @@ def get(exporter: Exporter, path: str) -> str:
 
 
 def samples(exporter: Exporter) -> dict[tuple[str, str], float]:
-    """(name, value of the last label) → value."""
+    """(name, value of the first label) → value."""
     families = text_string_to_metric_families(get(exporter, "/metrics"))
     return {(s.name, [*s.labels.values(), ""][0]): s.value for family in families for s in family.samples}
 
