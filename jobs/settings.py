@@ -17,7 +17,7 @@ class Settings(BaseSettings):
     database_url: str = Field(default="", description="SQLAlchemy URL; default: a SQLite file in home")
     redis_url: str = Field(
         default="redis://127.0.0.1:6379/0",
-        description="the broker; rediss:// with TLS, whose certificate is checked unless the URL has ssl_cert_reqs=none",
+        description="the broker; with TLS (rediss://) its certificate is checked unless it says ssl_cert_reqs=none",
     )
     queue: str = Field(default="stiefel", description="what the names of the Celery queues begin with")
 

@@ -97,11 +97,8 @@ def _environment(settings: Settings, card: Card, job: Job, attempt: int) -> dict
         # For its log and traces, and for whoever looks at processes.
         | {"STIEFEL_WORKER": card.name}
         | {logs.IDS[name]: value for name, value in ids.items()}
-        | {
-            logs.FORM: settings.log_format,
-            logs.LEVEL: settings.log_level,
-            tracing.TRACES: "otlp" if tracing.provider() is not None else "off",
-        }
+        | {logs.FORM: settings.log_format, logs.LEVEL: settings.log_level}
+        | {tracing.TRACES: "off" if tracing.provider() is None else "otlp"}
         | {tracing.TRACEPARENT: tracing.traceparent() or ""}
         | environment(card.gpus, job.devices, card.device)
         | access.of(settings).environment()

@@ -193,6 +193,26 @@ def test_rules_and_dashboards_are_what_lies_in_their_directories(tmp_path: Path)
     assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
+def test_alerts_link_to_where_the_repository_is_read(tmp_path: Path) -> None:
+    values = tmp_path / "values.yaml"
+    values.write_text("metrics: {prometheusRule: {enabled: true, runbookBase: 'https://git.example.com/stiefel/'}}")
+    [rule] = of_kind(objects(template(CASES["external"], values).stdout), "PrometheusRule")
+    alerts = [alert for group in rule["spec"]["groups"] for alert in group["rules"] if "alert" in alert]
+    links = {alert["annotations"]["runbook_url"].partition("#")[0] for alert in alerts}
+    assert links == {"https://git.example.com/stiefel/docs/alerts.md"}
+
+
+@pytest.mark.parametrize("case", ["external", "bundled"])
+def test_every_pod_of_ours_has_the_operator_s_volumes(case: str, tmp_path: Path) -> None:
+    """A certificate of the database's, which PGSSLROOTCERT names, is needed by each."""
+    values = tmp_path / "values.yaml"
+    values.write_text("extraVolumes: [{name: ca, mountPath: /certificates, volume: {configMap: {name: ca}}}]")
+    for whose, pod in pods(objects(template(CASES[case], values).stdout)):
+        if "postgresql" not in whose and "valkey" not in whose:
+            for container in containers(pod):
+                assert "/certificates" in [mount["mountPath"] for mount in container["volumeMounts"]], whose
+
+
 def test_monitors_find_the_services_and_call_the_jobs_as_rules_know_them() -> None:
     parts = rendered("external")
     jobs = {}

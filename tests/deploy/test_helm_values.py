@@ -67,6 +67,7 @@ CONTRADICTORY = {
     "workers: [{name: a}, {name: a}]": "workers",
     "workers: [{name: a, terminationGracePeriodSeconds: 149}]": "workers[a].terminationGracePeriodSeconds",
     "settings: {graceSeconds: 150.5}": "workers[l4].terminationGracePeriodSeconds",
+    "settings: {leaseSeconds: 20}": "settings.leaseSeconds",
     "workers: [{name: a, scaling: keda, replicas: 2}]": "workers[a].replicas",
     "workers: [{name: a, maxReplicas: 2}]": "workers[a].maxReplicas",
     "workers: [{name: a, cpuSlots: 2}]": "workers[a].cpuSlots",

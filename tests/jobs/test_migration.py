@@ -121,6 +121,8 @@ def test_a_database_that_is_newer_than_this_version_is_refused_with_the_way_back
 ) -> None:
     upgrade(database_url)
     assert migrations(database_url, "--down-to", "0003") == (0, "the database has schema 0003\n", "")
+    code, _, error = migrations(database_url, "--down-to", "0004")
+    assert (code, error.splitlines()[-1].endswith("has schema 0003, from which that is not down")) == (1, True)
     code, _, error = migrations(database_url, "--down-to", "0000")
     assert code == 1
     assert f"--down-to 0000: no such schema; there are {', '.join(REVISIONS)}" in error

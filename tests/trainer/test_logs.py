@@ -1,8 +1,8 @@
 """Lines of the log carry what they belong to, in both forms."""
 
-import contextvars
 import json
 import logging
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -14,9 +14,10 @@ log = logging.getLogger("stiefel.test")
 
 
 @pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     root = logging.getLogger()
     before = root.handlers[:], root.level
+    monkeypatch.setattr(logs, "_of_process", {})
     yield
     root.handlers[:], root.level = before
     logging.captureWarnings(False)
@@ -70,9 +71,13 @@ def test_a_trainer_is_told_by_its_environment(
         assert logs.configure_trainer() == "json"
         log.info("x")
 
-    contextvars.copy_context().run(as_told)
-    found = json.loads(capsys.readouterr().err)
-    assert (found["job_id"], found["attempt"], found.get("request_id")) == ("job-1", "3", None)
+    thread = threading.Thread(target=lambda: log.info("y"))
+    as_told()
+    thread.start()
+    thread.join()
+    for line in capsys.readouterr().err.splitlines():
+        found = json.loads(line)
+        assert (found["job_id"], found["attempt"], found.get("request_id")) == ("job-1", 3, None)
 
 
 def test_a_form_that_there_is_not_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

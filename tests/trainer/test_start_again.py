@@ -47,13 +47,12 @@ def check_went_back_and_on(rundir: RunDir) -> None:
 
 
 def wait_until_blocked(number: signal.Signals, process: "subprocess.Popen[bytes]") -> None:
-    """Until a signal of that number to the process would wait."""
-    deadline = time.monotonic() + 60
-    while True:
+    """Until a signal of that number to the process would wait, and not for the blink in which a thread is made."""
+    deadline, blocked = time.monotonic() + 60, 0
+    while blocked < 3:
         status = Path(f"/proc/{process.pid}/status").read_text()
         [mask] = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigBlk:")]
-        if mask >> (number - 1) & 1:
-            return
+        blocked = blocked + 1 if mask >> (number - 1) & 1 else 0
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -5,6 +5,14 @@
 {{- include "stiefel.checks.api" . }}
 {{- include "stiefel.checks.volumes" . }}
 {{- include "stiefel.checks.workers" . }}
+{{- include "stiefel.checks.settings" . }}
+{{- end }}
+
+{{- define "stiefel.checks.settings" -}}
+{{- $settings := .Values.settings }}
+{{- if lt (float64 $settings.leaseSeconds) (mulf 3 $settings.beatSeconds) }}
+{{- fail "settings.leaseSeconds: make it three times settings.beatSeconds at least, or one late beat ends a training" }}
+{{- end }}
 {{- end }}
 
 {{- define "stiefel.checks.database" -}}

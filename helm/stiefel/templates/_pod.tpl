@@ -59,7 +59,7 @@ securityContext:
   {{- end }}
 {{- end }}
 
-{{/* The operator's own volumes, of API and workers. */}}
+{{/* The operator's own volumes, of all our pods: a certificate of the database's is needed by each. */}}
 {{- define "stiefel.extraVolumes" -}}
 {{- range .Values.extraVolumes }}
 - name: {{ .name }}
@@ -96,5 +96,8 @@ initContainers:
     volumeMounts:
       - name: tmp
         mountPath: /tmp
+      {{- with include "stiefel.extraMounts" . | trim }}
+      {{- . | nindent 6 }}
+      {{- end }}
 {{- end }}
 {{- end }}
