@@ -8,7 +8,8 @@
 # More to say with --build-arg:
 #   TORCH_INDEX   for cpu: URL of an index of torch's CPU builds. Without it the CUDA build is installed, which works on a
 #                 CPU as well and is several gigabytes larger.
-#   CPU_ARCH      the oldest processor that the trainer image runs on, as -march of gcc (on ARM for example armv8.2-a).
+#   CPU_ARCH      the oldest processor that the trainer image runs on, as -march of gcc. Default: x86-64-v3, and
+#                 armv8.2-a on ARM.
 #   REVISION      the commit, for the label.
 # An index of your own, with its certificate or password, comes as a pip.conf that no layer keeps:
 #   docker build --secret id=pip,src=$HOME/.config/pip/pip.conf …
@@ -104,14 +105,15 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target
 # DeepSpeed with the only operators that Stiefel uses, compiled: async_io, and pin_memory, which comes with it. Its
 # builder would compile for the processor of whoever builds, and link the CPU's one without its libraries.
 ARG ACCELERATOR
-ARG CPU_ARCH=x86-64-v3
+ARG CPU_ARCH=
 WORKDIR /src/deepspeed
 # hadolint ignore=DL3013 # versions: PIP_CONSTRAINT
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip download --no-deps --no-build-isolation --no-binary deepspeed deepspeed \
     && tar --extract --strip-components=1 --file deepspeed-*.tar.gz \
-    && sed -i "s/-march=native/-march=${CPU_ARCH}/; s/-D__AVX512__/-D__AVX256__/" op_builder/builder.py \
-    && grep --quiet "march=${CPU_ARCH}" op_builder/builder.py \
+    && arch=${CPU_ARCH:-$(if test "$(uname -m)" = x86_64; then echo x86-64-v3; else echo armv8.2-a; fi)} \
+    && sed -i "s/-march=native/-march=${arch}/; s/-D__AVX512__/-D__AVX256__/" op_builder/builder.py \
+    && grep --quiet "march=${arch}" op_builder/builder.py \
     && DS_ACCELERATOR=${ACCELERATOR} DS_BUILD_AIO=1 LDFLAGS="-Wl,--no-as-needed -laio -fopenmp" \
        pip install --use-pep517 --no-build-isolation --no-deps . \
     && rm -rf /src/deepspeed/*

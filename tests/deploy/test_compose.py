@@ -1,6 +1,7 @@
 """The service on one machine: what docker-compose.yml comes to, for every choice of profiles."""
 
 import itertools
+import json
 import re
 import subprocess
 from importlib.util import find_spec
@@ -48,7 +49,7 @@ def test_a_secret_that_is_not_given_is_asked_for(secret: str, empty: bool) -> No
 
 def test_the_example_explains_every_variable_and_no_other() -> None:
     wanted = set(re.findall(r"(?<!\$)\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
-    assert set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE.read_text(), re.MULTILINE)) == wanted
+    assert set(re.findall(r"^#?([A-Z_]+)=", EXAMPLE.read_text(), re.MULTILINE)) == wanted | {"COMPOSE_PROFILES"}
 
 
 def test_the_example_s_own_command_makes_an_env_file_that_works(tmp_path: Path) -> None:
@@ -76,6 +77,7 @@ def test_nobody_has_rights_that_they_do_not_need(services: dict[str, Any]) -> No
 
 def test_what_is_to_run_runs_again_and_says_whether_it_is_well(services: dict[str, Any]) -> None:
     inherited = {"api": "api", "worker-gpu": "trainer", "worker-cpu": "trainer"}
+    targets = {service["image"]: service["build"]["target"] for service in services.values() if "build" in service}
     for name, service in services.items():
         if name in ONCE:
             assert service["restart"] == "no", name
@@ -84,11 +86,30 @@ def test_what_is_to_run_runs_again_and_says_whether_it_is_well(services: dict[st
         assert service["restart"] == "unless-stopped", name
         if name in inherited:
             # Command and check are the image's.
-            assert service["build"]["target"] == inherited[name]
+            assert targets[service["image"]] == inherited[name]
             assert service["command"] is None and "healthcheck" not in service, name
             assert stages()[inherited[name]].all("HEALTHCHECK"), name
         else:
             assert service["healthcheck"]["test"], name
+
+
+def test_each_image_is_built_once_and_who_has_no_build_does_not_pull_it(services: dict[str, Any]) -> None:
+    """Builds of one name at once fail, on some engines, with "already exists"."""
+    built = [service["image"] for service in services.values() if "build" in service]
+    assert len(built) == len(set(built)) == 3
+    for name in OURS:
+        if "build" not in services[name]:
+            assert services[name]["image"] in built
+            assert services[name]["pull_policy"] == "never"
+            assert services[name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
+
+
+def test_the_profiles_of_the_example_reach_every_command(tmp_path: Path) -> None:
+    """`stop` and `down` pass over services whose profile is not chosen: so it is chosen for all commands."""
+    [chosen] = re.findall(r"^COMPOSE_PROFILES=(.*)$", EXAMPLE.read_text(), re.MULTILINE)
+    made = tmp_path / ".env"
+    made.write_text(f"COMPOSE_PROFILES={chosen}\n")
+    assert {"worker-gpu", "prometheus"} <= json.loads(run(settings=SECRETS, file=made).stdout)["services"].keys()
 
 
 def test_logs_do_not_fill_the_disk(services: dict[str, Any]) -> None:
