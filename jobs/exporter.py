@@ -35,7 +35,6 @@ class Rounds:
             "When the reaper last finished a round in which database and broker answered; at first, when it began",
             registry=registry,
         )
-
         self._success.set_to_current_time()
 
     def ended(self, well: bool) -> None:
