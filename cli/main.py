@@ -39,7 +39,7 @@ def up(
     workers: Annotated[int, typer.Option(min=1, max=64, help="jobs that run at a time")] = 1,
 ) -> None:
     """Run broker, API, reaper and workers on this machine until Ctrl-C."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with Stack(home, port, workers) as stack:
         console.print(f"[bold]Stiefel[/] is up at {stack.api_url} ({broker_name(stack)}); logs in {stack.home}/logs")
         console.print(
