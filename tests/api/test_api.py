@@ -291,7 +291,8 @@ def test_an_error_of_our_own_is_500_with_an_id_that_is_in_the_log(
     assert answer.status_code == 500
     assert answer.headers["x-request-id"] == "mine-1"
     assert "mine-1" in answer.json()["error"]["message"]
-    assert "request mine-1" in caplog.text
+    [said] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert vars(said)["request_id"] == "mine-1"
     assert "a mistake" in caplog.text
 
 
