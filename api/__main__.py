@@ -22,11 +22,10 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = Settings()
     logs.configure(settings.log_format, settings.log_level)
-    if settings.traces == "otlp":
-        try:
-            tracing.start("api")
-        except tracing.TracingError as error:
-            sys.exit(f"api: {error}")
+    try:
+        tracing.start("api", settings.traces)
+    except tracing.TracingError as error:
+        sys.exit(f"api: {error}")
     # Requests are logged by the application, with their ids.
     uvicorn.run(create_app(settings), host=arguments.host, port=arguments.port, log_config=None, access_log=False)
 

@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.live",
         description=__doc__,
-        epilog="example: python -m benchmarks.live examples/spec.json",
+        epilog="example: python -m benchmarks.live examples/galore.json",
     )
     parser.add_argument("spec", type=Path, help="a TrainingSpec of one process, as JSON")
     spec = TrainingSpec.model_validate_json(parser.parse_args().spec.read_text())

@@ -154,8 +154,11 @@ def _jobs(jobs: Iterable[Job]) -> Iterable[Metric]:
         step.add_metric([job.id, job.method], job.step)
         ratio.add_metric([job.id, job.method], job.step / job.steps)
     yield from (info, step, ratio)
-    tables = ((GaugeMetricFamily, _FIGURES, None), (CounterMetricFamily, _TOTALS, None))
-    for kind, table, otherwise in (*tables, (CounterMetricFamily, _INCIDENTS, 0)):
+    for kind, table, otherwise in (
+        (GaugeMetricFamily, _FIGURES, None),
+        (CounterMetricFamily, _TOTALS, None),
+        (CounterMetricFamily, _INCIDENTS, 0),
+    ):
         for name, text, key in table:
             family = kind(f"stiefel_job_{name}", text, labels=labels)
             for job in jobs:

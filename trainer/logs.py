@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
@@ -73,11 +73,11 @@ def configure_trainer() -> Form:
     for name, value, known in ((FORM, form, get_args(Form)), (LEVEL, level, get_args(Level))):
         if value not in known:
             raise SpecError(f"{name}: {value!r} is none of {', '.join(known)}")
-    configure(form, level)  # type: ignore[arg-type]
+    configure(cast(Form, form), cast(Level, level))
     _of_process.update({name: os.environ[variable] for name, variable in IDS.items() if os.environ.get(variable)})
     if "attempt" in _of_process:
         _of_process["attempt"] = int(_of_process["attempt"])
-    return form  # type: ignore[return-value]
+    return cast(Form, form)
 
 
 class _Text(logging.Formatter):

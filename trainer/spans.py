@@ -20,7 +20,7 @@ def of_run() -> Iterator[None]:
         yield
         return
     try:
-        tracing.start("trainer")
+        tracing.start("trainer", "otlp")
     except tracing.TracingError as error:
         log.warning("%s", error)
         yield

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 TRACES = "STIEFEL_TRACES"
 # As OpenTelemetry passes a trace on to a child process.
@@ -27,14 +27,17 @@ class TracingError(Exception):
     """The packages are not there."""
 
 
-def check() -> None:
+def check(traces: Literal["off", "otlp"]) -> None:
     """Whether `start` will do. Raises TracingError."""
-    _packages()
+    if traces != "off":
+        _packages()
 
 
-def start(service: str) -> None:
-    """Of this whole process; again, in a child that was forked. Raises TracingError."""
+def start(service: str, traces: Literal["off", "otlp"]) -> None:
+    """Of this whole process; again, in a child that was forked. Off is nothing. Raises TracingError."""
     global _tracer, _provider
+    if traces == "off":
+        return
     exporter, resources, sdk, export = _packages()
     about = {"service.name": f"stiefel-{service}", "service.version": version("stiefel")}
     _provider = sdk.TracerProvider(resource=resources.Resource.create(about))

@@ -25,10 +25,11 @@ def main() -> int:
         help="take the job that is next for this worker, if there is one, and end",
     )
     arguments, settings = parser.parse_args(), Settings()
+    # Before Celery is here to say anything.
+    logs.configure(settings.log_format, settings.log_level)
     try:
-        if settings.traces == "otlp":
-            # Celery would go on without, in the child that it forks.
-            tracing.check()
+        # Celery would go on without, in the child that it forks.
+        tracing.check(settings.traces)
         if arguments.once:
             once.run(settings)
         else:
@@ -41,10 +42,8 @@ def main() -> int:
 
 def _listen() -> None:
     # Only now: it reads the settings and looks at the devices.
-    from worker.tasks import app, card, queues, settings
+    from worker.tasks import app, card, queues
 
-    # Before Celery is here to say anything.
-    logs.configure(settings.log_format, settings.log_level)
     app.worker_main(
         [
             "--quiet",

@@ -9,7 +9,7 @@ import time
 
 from jobs.database import Database
 from jobs.settings import Settings
-from trainer import logs, tracing
+from trainer import tracing
 from worker.devices import card as card_of
 from worker.presence import Presence
 from worker.supervise import run_next
@@ -17,9 +17,7 @@ from worker.supervise import run_next
 
 def run(settings: Settings) -> None:
     """SIGTERM: the trainer checkpoints, and its job goes back to the queue."""
-    logs.configure(settings.log_format, settings.log_level)
-    if settings.traces == "otlp":
-        tracing.start("worker")
+    tracing.start("worker", settings.traces)
     card = card_of(settings)
     shutdown, known = threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -40,8 +40,7 @@ def _configure_logs(**_: Any) -> None:
 @signals.worker_process_init.connect
 def _begin_traces(**_: Any) -> None:
     """In the child that supervises: threads that send traces do not survive a fork."""
-    if settings.traces == "otlp":
-        tracing.start("worker")
+    tracing.start("worker", settings.traces)
 
 
 @signals.worker_ready.connect

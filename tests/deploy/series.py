@@ -21,6 +21,7 @@ from jobs.settings import Settings
 from jobs.workers import Card, Storage
 from migrations.__main__ import upgrade
 from tests.conftest import job_body
+from tests.jobs.test_lease import started
 from trainer import events
 from trainer.process import free_port
 
@@ -88,18 +89,7 @@ def _claimed(database: Database, settings: Settings) -> Lease:
 
 def _report(database: Database, lease: Lease) -> None:
     found: Sequence[events.Event] = (
-        events.Started(
-            step=0,
-            steps=20,
-            processes=1,
-            device="NVIDIA H200",
-            parameters=1,
-            trained_parameters=1,
-            optimizer_state_bytes=1,
-            full_adamw_state_bytes=2,
-            tokens_per_step=10,
-            training_tokens=100,
-        ),
+        started(0).model_copy(update={"device": "NVIDIA H200"}),
         events.Step(
             step=1,
             loss=2.0,

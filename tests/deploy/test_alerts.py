@@ -10,9 +10,9 @@ from sqlalchemy import create_engine, text
 from jobs.settings import Settings
 from migrations.__main__ import upgrade
 from tests.deploy import promql
+from tests.deploy.commands import check_stiefel
 from tests.deploy.series import exported
 from tests.deploy.test_rules import with_recorded
-from tests.deploy.typed import check_stiefel
 
 TEXT = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
 # As it is typed: inline, where lines may be broken, or in a block.

@@ -11,9 +11,9 @@ import yaml
 
 from jobs.settings import Settings
 from tests.deploy.chart import name, objects, template
+from tests.deploy.commands import check_stiefel
 from tests.deploy.compose import PROFILES, read
 from tests.deploy.dockerfile import ROOT
-from tests.deploy.typed import check_stiefel
 
 GUIDE = (ROOT / "docs" / "operations.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", GUIDE, re.M | re.S)
@@ -29,10 +29,10 @@ def test_the_example_of_values_renders_with_and_without_metrics(tmp_path: Path) 
     assert {"Ingress/try-stiefel-api", "Deployment/try-stiefel-worker-h100"} <= set(map(name, objects(done.stdout)))
 
     [upgrade] = [line for line in COMMANDS if "serviceMonitor.enabled" in line]
-    metrics: dict[str, object] = {}
+    metrics: dict[str, dict[str, object]] = {}
     for path, value in re.findall(r"--set metrics\.([\w.]+)=(\S+)", upgrade):
         section, key = path.split(".")
-        metrics.setdefault(section, {})[key] = yaml.safe_load(value)  # type: ignore[index]
+        metrics.setdefault(section, {})[key] = yaml.safe_load(value)
     values.write_text(VALUES + yaml.safe_dump({"metrics": metrics}))
     done = template(values)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from trainer import events, tracing
 SPANS = """
 import time
 from trainer import tracing
-tracing.start("test")
+tracing.start("test", "otlp")
 for _ in range(1500):
     with tracing.span("one"):
         pass
