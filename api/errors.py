@@ -5,6 +5,7 @@ import logging
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from sqlalchemy.exc import DataError as DatabaseDataError
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -23,7 +24,7 @@ from jobs.errors import (
     WorkerNotFound,
     WrongState,
 )
-from trainer.config import describe
+from trainer.config import describe, problems
 from trainer.errors import DataError, SpecError
 
 log = logging.getLogger("stiefel.api")
@@ -50,6 +51,11 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         return _invalid(_body_problems(error))
+
+    @app.exception_handler(ValidationError)
+    def unresolved(_: Request, error: ValidationError) -> JSONResponse:
+        # A request whose parts are right one by one, and do not go together.
+        return _invalid(problems(error))
 
     @app.exception_handler(SpecError)
     @app.exception_handler(DataError)

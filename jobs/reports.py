@@ -59,7 +59,11 @@ def _apply(database: Database, session: Session, job: Job, event: events.Event, 
             _add_step(figures, event)
         case events.Evaluated():
             _upsert(database, session, Evaluation, job.id, values)
-            figures |= {"evaluation_loss": event.loss, "perplexity": event.perplexity}
+            figures |= {"evaluation_loss": event.loss, "perplexity": event.perplexity} | event.metrics
+            if event.accuracy is not None:
+                figures["evaluation_accuracy"] = event.accuracy
+        case events.Prepared():
+            figures |= {"examples": event.examples, "trained_tokens_per_epoch": event.trained_tokens}
         case events.Checkpointed():
             _upsert(database, session, CheckpointRow, job.id, values)
         case events.Spiked():

@@ -7,7 +7,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from jobs.failures import RETRIED_BY_DEFAULT, FailureClass
-from trainer.config import DirectoryModel, JsonlDataset, TextDataset, TrainingSpec, refuse
+from trainer.config import SpecFields, TrainingSpec
+from trainer.datasetconfig import Examples, JsonlDataset, TextDataset
+from trainer.modelconfig import DirectoryModel
+from trainer.strict import refuse
 
 # Of a request, what is not the trainer's.
 _OURS = {"name", "metadata", "priority", "retry"}
@@ -35,7 +38,7 @@ class RetryPolicy(BaseModel):
     )
 
 
-class JobRequest(TrainingSpec):
+class JobRequest(SpecFields):
     """The body of POST /v1/jobs. Paths are the trainer's, and absolute: nobody shares a working directory."""
 
     name: str | None = Field(default=None, min_length=1, max_length=64, description="shown in lists")
@@ -64,8 +67,10 @@ class JobRequest(TrainingSpec):
     @model_validator(mode="after")
     def _absolute_paths(self) -> "JobRequest":
         paths: list[tuple[str, str]] = []
-        if isinstance(self.dataset, TextDataset | JsonlDataset):
+        if isinstance(self.dataset, TextDataset | JsonlDataset | Examples):
             paths += [("dataset.files", file) for file in self.dataset.files]
+        if isinstance(self.dataset, Examples):
+            paths += [("dataset.validation_files", file) for file in self.dataset.validation_files]
         if isinstance(self.model, DirectoryModel):
             paths.append(("model.path", self.model.path))
         if self.tokenizer.startswith(".") and not isinstance(self.model, DirectoryModel):
@@ -86,4 +91,5 @@ class JobRequest(TrainingSpec):
         return self
 
     def spec(self) -> TrainingSpec:
+        """Resolved. Raises pydantic.ValidationError where its parts do not go together."""
         return TrainingSpec.model_validate(self.model_dump(exclude=_OURS))

@@ -102,6 +102,7 @@ def _create(
             steps=spec.optimisation.steps,
             figures={},
             run_directory=str(settings.runs / job_id),
+            task=spec.task,
         )
         session.add(job)
         session.flush()

@@ -26,6 +26,7 @@ class Job(Base):
         Index(None, "state", "method"),
         Index(None, "created_at", "id"),
         Index(None, "owner", "state"),
+        Index(None, "base_run"),
         UniqueConstraint("owner", "idempotency_key"),
     )
 
@@ -78,6 +79,74 @@ class Job(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     events_offset: Mapped[int] = mapped_column(BigInteger, default=0)  # bytes of events.jsonl already stored
     run_directory: Mapped[str]
+
+    task: Mapped[str] = mapped_column(String(16), server_default="pretrain")  # pretrain, finetune, classify
+    # How it was asked for through /v1/fine_tuning/jobs, and what that shows besides; null for a job of /v1/jobs.
+    tuning: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    base_run: Mapped[str | None] = mapped_column(String(40))  # the job whose model this one starts from
+    base_step: Mapped[int | None]  # of the checkpoint
+
+
+class StoredFile(Base):
+    """An uploaded file, or the results of a job. Its bytes lie where `jobs.filestore` says, under its id."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index(None, "owner", "created_at", "id"), Index(None, "expires_at"))
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(40), server_default="")
+    filename: Mapped[str]
+    purpose: Mapped[str] = mapped_column(String(32))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+    status: Mapped[str] = mapped_column(String(16))  # uploaded, processed, error
+    status_details: Mapped[str | None]
+    columns: Mapped[dict[str, Any]] = mapped_column(server_default="{}")  # field → column, where they differ
+    format: Mapped[str | None] = mapped_column(String(16))  # chat, prompt, text, labelled; null until it is known
+    examples: Mapped[int | None]
+    statistics: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
+    checked_until: Mapped[float | None]  # somebody is at it, until then
+
+
+class JobFile(Base):
+    """A file that a job needs: it is not removed before the job has ended."""
+
+    __tablename__ = "job_files"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id"), primary_key=True, index=True)
+
+
+class Webhook(Base):
+    """Where an owner wants to be told of jobs that have ended."""
+
+    __tablename__ = "webhooks"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(40), server_default="", index=True)
+    url: Mapped[str]
+    events: Mapped[list[str]] = mapped_column(JSON)  # their types
+    secret: Mapped[str]  # signs; not a hash, since it has to
+    created_at: Mapped[float]
+
+
+class Delivery(Base):
+    """One message to one webhook: written with the change it tells of, removed some time after it has arrived."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (Index(None, "webhook_id", "created_at"),)
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)  # the same each time it is tried
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    job_id: Mapped[str] = mapped_column(String(40))
+    body: Mapped[dict[str, Any]]
+    created_at: Mapped[float]
+    due_at: Mapped[float | None] = mapped_column(index=True)  # null: arrived, or given up
+    tries: Mapped[int] = mapped_column(default=0)
+    answered: Mapped[str | None]  # what came of the last try
+    delivered_at: Mapped[float | None]
 
 
 class Attempt(Base):
@@ -143,6 +212,7 @@ class Point(Base):
     mfu: Mapped[float | None]
     peak_device_bytes: Mapped[int | None] = mapped_column(BigInteger)
     peak_host_bytes: Mapped[int] = mapped_column(BigInteger)
+    accuracy: Mapped[float | None]
 
 
 class Evaluation(Base):
@@ -155,6 +225,8 @@ class Evaluation(Base):
     perplexity: Mapped[float]
     sequences: Mapped[int]
     seconds: Mapped[float]
+    accuracy: Mapped[float | None]
+    metrics: Mapped[dict[str, Any]] = mapped_column(server_default="{}")
 
 
 class CheckpointRow(Base):

@@ -12,7 +12,7 @@ from jobs.errors import FilesInUse, JobNotFound, WrongState
 from jobs.journal import add_event, announce_later
 from jobs.locks import run_lock
 from jobs.states import TERMINAL, State
-from jobs.tables import Attempt, CheckpointRow, Evaluation, Job, JobEvent, Outbox, Point
+from jobs.tables import Attempt, CheckpointRow, Evaluation, Job, JobEvent, JobFile, Outbox, Point
 
 
 def cancel(database: Database, job_id: str) -> Job:
@@ -94,7 +94,7 @@ def remove(database: Database, job_id: str) -> None:
         finally:
             lock.release()
     with database.transaction() as session:
-        for table in (Attempt, Outbox, JobEvent, Point, Evaluation, CheckpointRow):
+        for table in (Attempt, Outbox, JobEvent, Point, Evaluation, CheckpointRow, JobFile):
             session.execute(delete(table).where(table.job_id == job_id))
         session.execute(delete(Job).where(Job.id == job_id))
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from glob import has_magic, iglob
 from pathlib import Path
 
-from trainer.config import DirectoryModel, HubDataset, HubModel, JsonlDataset, TextDataset, TrainingSpec
+from trainer.config import TrainingSpec
+from trainer.datasetconfig import Examples, HubDataset, JsonlDataset, TextDataset
 from trainer.errors import SpecError
+from trainer.modelconfig import DirectoryModel, HubModel
 
 _READABLE, _WRITABLE, _CODE = "STIEFEL_READABLE", "STIEFEL_WRITABLE", "STIEFEL_TRUST_REMOTE_CODE"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -79,8 +81,10 @@ def check_data_files(files: Iterable[str], access: Access) -> None:
 def _read(spec: TrainingSpec) -> Iterator[tuple[str, str]]:
     """(field, path or pattern) of everything that is read from this machine, but for what is no path at all."""
     dataset, model = spec.dataset, spec.model
-    if isinstance(dataset, TextDataset | JsonlDataset):
+    if isinstance(dataset, TextDataset | JsonlDataset | Examples):
         yield from (("dataset.files", file) for file in dataset.files)
+    if isinstance(dataset, Examples):
+        yield from (("dataset.validation_files", file) for file in dataset.validation_files)
     if isinstance(dataset, HubDataset) and (not _HUB_DATASET.fullmatch(dataset.name) or Path(dataset.name).exists()):
         yield "dataset.name", dataset.name
     if isinstance(model, DirectoryModel):

@@ -7,23 +7,24 @@ echoed says exactly what is trained. What can only be known by looking at files 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from trainer.combinations import combination_problem
+from trainer.datasetconfig import (
+    SOURCES,
+    DatasetSpec,
+    Examples,
+)
 from trainer.guard import GuardSpec
 from trainer.methodcheck import problem_of, rank_problem
 from trainer.methodconfig import MethodConfig, TargetedSettings
+from trainer.modelconfig import DirectoryModel, ModelSpec, PresetModel, starts_from_weights
 from trainer.presets import PRESETS
 from trainer.resources import LARGEST_BATCH, Resources
 from trainer.resources import problem_of as resources_problem
-
-
-def refuse(field: str, message: str) -> PydanticCustomError:
-    """An error about a combination of fields, to be raised in a validator; `field` is the one to change."""
-    return PydanticCustomError("refused", "{message}", {"field": field, "message": message})
+from trainer.strict import Strict, refuse
 
 
 def problems(error: ValidationError) -> list[tuple[str, str]]:
@@ -48,103 +49,6 @@ def describe(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return found
 
 
-class _Strict(BaseModel):
-    # No infinity: a spec travels as JSON, which has none.
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-# ------------------------------------------------------------------------------------------------------------- model
-
-
-class PresetModel(_Strict):
-    """A LLaMA of a named size, initialised from the seed."""
-
-    preset: str = Field(description="one of: " + ", ".join(PRESETS))
-    vocabulary: int | None = Field(default=None, ge=2, description="embedding rows; default: the tokeniser's size")
-
-    @field_validator("preset")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in PRESETS:
-            raise refuse("model.preset", f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
-        return name
-
-
-class DirectoryModel(_Strict):
-    """A Hugging Face model directory on the trainer's file system."""
-
-    path: str = Field(description="directory with config.json (and weights, unless weights is 'random')")
-    weights: Literal["pretrained", "random"] = Field(default="pretrained", description="load weights, or start anew")
-
-
-class HubModel(_Strict):
-    """A model of the Hugging Face hub, fetched by the trainer."""
-
-    hub: str = Field(description="repository id, such as meta-llama/Llama-3.2-1B")
-    revision: str = "main"
-    weights: Literal["pretrained", "random"] = Field(default="pretrained", description="load weights, or start anew")
-
-
-def _kind_of_model(model: Any) -> str | None:
-    """Which key says what the model is. None, and so an error, when not exactly one does."""
-    kinds = ("preset", "path", "hub")
-    named = [k for k in kinds if (k in model if isinstance(model, dict) else hasattr(model, k))]
-    return named[0] if len(named) == 1 else None
-
-
-ModelSpec = Annotated[
-    Annotated[PresetModel, Tag("preset")] | Annotated[DirectoryModel, Tag("path")] | Annotated[HubModel, Tag("hub")],
-    Discriminator(
-        _kind_of_model,
-        custom_error_type="model_kind",
-        custom_error_message="a model takes exactly one of preset, path, hub",
-    ),
-]
-
-# ----------------------------------------------------------------------------------------------------------- dataset
-
-
-class _Dataset(_Strict):
-    sequence_length: int = Field(default=256, ge=2, le=1_048_576, description="tokens in one packed sequence")
-    validation_fraction: float = Field(
-        default=0.01, ge=0, lt=1, description="share of the token stream, taken from its end, that is held out"
-    )
-
-
-class StdlibDataset(_Dataset):
-    """The source files of the Python standard library: real text that every machine has."""
-
-    source: Literal["python-stdlib"] = "python-stdlib"
-
-
-class TextDataset(_Dataset):
-    """Plain text files, one document a file."""
-
-    source: Literal["text"] = "text"
-    files: tuple[str, ...] = Field(min_length=1, description="paths or globs")
-
-
-class JsonlDataset(_Dataset):
-    """JSON lines, one document a line."""
-
-    source: Literal["jsonl"] = "jsonl"
-    files: tuple[str, ...] = Field(min_length=1, description="paths or globs")
-    field: str = Field(default="text", description="the key that holds the text")
-
-
-class HubDataset(_Dataset):
-    """A dataset of the Hugging Face hub, or any path that `datasets.load_dataset` takes."""
-
-    source: Literal["hub"] = "hub"
-    name: str = Field(description="as in datasets.load_dataset(name, configuration, split=split)")
-    configuration: str | None = None
-    split: str = "train"
-    field: str = Field(default="text", description="the column that holds the text")
-    documents: int | None = Field(default=None, ge=1, description="read at most this many documents")
-
-
-DatasetSpec = Annotated[StdlibDataset | TextDataset | JsonlDataset | HubDataset, Field(discriminator="source")]
-
 # ------------------------------------------------------------------------------------------------------ optimisation
 
 
@@ -152,16 +56,23 @@ _MOST_STEPS = 2**31 - 1
 BYTE_VOCABULARY = 257  # one id a byte, and the end of a document
 
 
-class Optimisation(_Strict):
+class Optimisation(Strict):
     """How long, how large, how fast. Batches are counted in sequences."""
 
-    steps: int | None = Field(default=None, ge=1, le=_MOST_STEPS, description="optimizer steps; give steps or tokens")
+    steps: int | None = Field(
+        default=None, ge=1, le=_MOST_STEPS, description="optimizer steps; give steps, tokens or epochs"
+    )
     tokens: int | None = Field(
         default=None, ge=1, le=2**63 - 1, description="steps × tokens of a global batch, rounded up to whole steps"
     )
-    global_batch: int = Field(default=16, ge=1, le=LARGEST_BATCH, description="sequences in one step, over all ranks")
+    epochs: float | None = Field(
+        default=None, gt=0, le=10_000, description="times through the examples of a fine-tuning, rounded up to steps"
+    )
+    global_batch: int = Field(
+        default=16, ge=1, le=LARGEST_BATCH, description="sequences, or examples, in one step, over all ranks"
+    )
     micro_batch: int | None = Field(
-        default=None, ge=1, description="sequences of one rank in one forward pass; default: global_batch / ranks"
+        default=None, ge=1, description="rows of one rank in one forward pass; default: global_batch / ranks"
     )
     learning_rate: float | None = Field(default=None, gt=0, le=10, description="η at its peak; default: the method's")
     others_learning_rate: float | None = Field(
@@ -169,6 +80,11 @@ class Optimisation(_Strict):
         gt=0,
         le=10,
         description="peak rate of what the method does not replace (embeddings, head, norms, biases); default: η",
+    )
+    others: Literal["trained", "frozen"] | None = Field(
+        default=None,
+        description="what the method does not replace; default: trained, but frozen in fine-tuning by a low-rank "
+        "method. A classifier's new head is always trained",
     )
     warmup_steps: int | None = Field(default=None, ge=0, description="linear warm-up; default: a tenth of the steps")
     final_rate_ratio: float = Field(default=0.1, ge=0, le=1, description="cosine decay ends at this share of η")
@@ -195,7 +111,7 @@ class Optimisation(_Strict):
         return betas
 
 
-class DeepSpeedSpec(_Strict):
+class DeepSpeedSpec(Strict):
     """What DeepSpeed shards and where it keeps it."""
 
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="0: nothing sharded … 3: parameters too")
@@ -211,7 +127,7 @@ class DeepSpeedSpec(_Strict):
     )
 
 
-class CheckpointSpec(_Strict):
+class CheckpointSpec(Strict):
     """When the state of a run is written, where to, and what is kept."""
 
     every: int | None = Field(default=None, ge=1, description="steps; default: a tenth of the run")
@@ -238,10 +154,10 @@ class CheckpointSpec(_Strict):
 # --------------------------------------------------------------------------------------------------------- the whole
 
 
-class TrainingSpec(_Strict):
-    """A run, fully resolved once parsed."""
+class SpecFields(Strict):
+    """What may be said of a run. Each part is checked by itself; nothing is filled in that another part decides."""
 
-    task: Literal["pretrain"] = "pretrain"
+    task: Literal["pretrain", "finetune", "classify"] = "pretrain"
     model: ModelSpec
     dataset: DatasetSpec
     tokenizer: str = Field(
@@ -263,8 +179,15 @@ class TrainingSpec(_Strict):
         short = {"model": "preset", "dataset": "source", "method": "name"}
         return {k: {short[k]: v} if k in short and isinstance(v, str) else v for k, v in data.items()}
 
+
+class TrainingSpec(SpecFields):
+    """A run, fully resolved once parsed."""
+
     @model_validator(mode="after")
     def _resolve(self) -> "TrainingSpec":
+        if self.dataset.source not in SOURCES[self.task]:
+            allowed = ", ".join(SOURCES[self.task])
+            raise refuse("dataset.source", f"task {self.task} takes {allowed}, not {self.dataset.source}; change one")
         preset = self.model.preset if isinstance(self.model, PresetModel) else None
         # A frozen model is not changed once it is made; this is still its making.
         object.__setattr__(self, "method", self.method.resolved(preset))
@@ -310,11 +233,6 @@ def _check_preset(method: MethodConfig, model: PresetModel, tokenizer: str) -> N
         )
 
 
-def starts_from_weights(model: ModelSpec) -> bool:
-    """Whether training starts from weights that somebody has trained."""
-    return not isinstance(model, PresetModel) and model.weights == "pretrained"
-
-
 def _check_method(spec: "TrainingSpec") -> None:
     method, optimisation = spec.method, spec.optimisation
     assert optimisation.steps is not None
@@ -338,7 +256,31 @@ def _resolve_optimisation(spec: TrainingSpec, preset: str | None) -> Optimisatio
             f"global_batch {given.global_batch} does not divide by micro_batch {micro} × {ranks} ranks",
         )
 
+    trains_all = spec.task == "pretrain" or spec.method.name == "full"
+    examples = spec.dataset if isinstance(spec.dataset, Examples) else None
+    steps = _steps_of_examples(given, examples) if examples else _steps_of_stream(given, length)
+    warmup = given.warmup_steps if given.warmup_steps is not None else steps // 10
+    if warmup > steps:
+        raise refuse("optimisation.warmup_steps", f"warmup_steps {warmup} is above steps {steps}")
+    tenth = max(1, steps // 10)
+    return given.model_copy(
+        update={
+            "steps": steps,
+            # How many an example has is known only to the trainer.
+            "tokens": None if examples else steps * given.global_batch * length,
+            "micro_batch": micro,
+            "others": given.others or ("trained" if trains_all else "frozen"),
+            "learning_rate": given.learning_rate or spec.method.learning_rate(preset),
+            "warmup_steps": warmup,
+            "evaluate_every": given.evaluate_every or tenth,
+        }
+    )
+
+
+def _steps_of_stream(given: Optimisation, length: int) -> int:
     per_step = given.global_batch * length
+    if given.epochs is not None:
+        raise refuse("optimisation.epochs", "counts times through examples; give steps or tokens to pre-train")
     if given.steps is None and given.tokens is None:
         raise refuse("optimisation.steps", "give the length of the run: optimisation.steps or optimisation.tokens")
     steps = given.steps if given.steps is not None else math.ceil((given.tokens or 0) / per_step)
@@ -351,17 +293,37 @@ def _resolve_optimisation(spec: TrainingSpec, preset: str | None) -> Optimisatio
         raise refuse(
             "optimisation.tokens", f"tokens {given.tokens} are {steps} steps; at most {_MOST_STEPS} are allowed"
         )
-    warmup = given.warmup_steps if given.warmup_steps is not None else steps // 10
-    if warmup > steps:
-        raise refuse("optimisation.warmup_steps", f"warmup_steps {warmup} is above steps {steps}")
-    tenth = max(1, steps // 10)
-    return given.model_copy(
-        update={
-            "steps": steps,
-            "tokens": steps * per_step,
-            "micro_batch": micro,
-            "learning_rate": given.learning_rate or spec.method.learning_rate(preset),
-            "warmup_steps": warmup,
-            "evaluate_every": given.evaluate_every or tenth,
-        }
-    )
+    return steps
+
+
+def _steps_of_examples(given: Optimisation, dataset: Examples) -> int:
+    if given.tokens is not None:
+        raise refuse("optimisation.tokens", "examples differ in their tokens; give steps or epochs")
+    if given.steps is None and given.epochs is None:
+        raise refuse("optimisation.steps", "give the length of the run: optimisation.steps or optimisation.epochs")
+    if given.epochs is None or (given.steps is not None and dataset.examples is None):
+        assert given.steps is not None
+        return given.steps
+    if dataset.examples is None:
+        raise refuse(
+            "dataset.examples",
+            "epochs need the number of examples, known only of uploaded files; give it, or steps",
+        )
+    training = dataset.examples - held_out(dataset.examples, dataset.validation_fraction)
+    steps = math.ceil(round(training * given.epochs / given.global_batch, 6))
+    if given.steps not in (None, steps):
+        raise refuse(
+            "optimisation.steps",
+            f"steps {given.steps} and epochs {given.epochs:g} disagree: {training} examples in batches of "
+            f"{given.global_batch} are {steps} steps; give one of the two",
+        )
+    if steps > _MOST_STEPS:
+        raise refuse(
+            "optimisation.epochs", f"epochs {given.epochs:g} are {steps} steps; at most {_MOST_STEPS} are allowed"
+        )
+    return steps
+
+
+def held_out(examples: int, fraction: float) -> int:
+    """How many of the examples, the last ones, are held out: at least one, unless the fraction is 0."""
+    return min(examples - 1, max(1, round(examples * fraction))) if fraction > 0 else 0

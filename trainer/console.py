@@ -39,6 +39,13 @@ class Console:
         match event:
             case events.Preparing():
                 return event.what + (f": {event.done:,} tokens" if event.done is not None else "")
+            case events.Prepared():
+                return (
+                    f"{event.examples:,} examples of {event.tokens:,} tokens, {event.trained_tokens:,} of them learnt; "
+                    f"{event.held_out:,} held out, {event.left_out:,} left out, {event.truncated:,} truncated"
+                )
+            case events.Sampled():
+                return f"step {event.step}: after {event.prompt[-60:]!r} it says {event.text[:200]!r}"
             case events.Started():
                 return (
                     f"training from step {event.step} to {event.steps} on {event.processes} × {event.device}: "
@@ -54,7 +61,9 @@ class Console:
                 kept = "unknown" if event.energy_kept is None else f"{event.energy_kept:.3f}"
                 return f"step {event.step}: new subspaces in {event.seconds:.2f} s, energy kept {kept}"
             case events.Evaluated():
-                return f"step {event.step}: held-out loss {event.loss:.4f}, perplexity {event.perplexity:.2f}"
+                figures = {"accuracy": event.accuracy} if event.accuracy is not None else {}
+                more = "".join(f", {name} {value:.3f}" for name, value in (figures | event.metrics).items())
+                return f"step {event.step}: held-out loss {event.loss:.4f}, perplexity {event.perplexity:.2f}{more}"
             case events.Checkpointed():
                 return f"step {event.step}: checkpoint {event.path} ({event.bytes:,} bytes, {event.seconds:.2f} s)"
             case events.Spiked():

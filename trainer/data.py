@@ -23,6 +23,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from trainer import durable
 from trainer.config import TrainingSpec
+from trainer.datasetconfig import Stream
 from trainer.documents import documents
 from trainer.errors import DataError, SpecError
 from trainer.events import Event, Preparing
@@ -101,7 +102,7 @@ def _tokenise(
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     tokens, sha256, reported = 0, hashlib.sha256(), time.monotonic()
     with (rundir.data / _TOKENS).open("wb") as file:
-        for group in _groups(documents(spec.dataset), _DOCUMENTS_AT_ONCE):
+        for group in _groups(documents(_stream(spec)), _DOCUMENTS_AT_ONCE):
             if stop_requested():
                 return False
             for ids in _encode(group, spec, tokenizer):
@@ -149,6 +150,11 @@ def _check_same(spec: TrainingSpec, rundir: RunDir) -> None:
                 f"{field}: {rundir.data} was made from {made_from[field]}, not {wanted}; "
                 "train in another run directory, or delete its data and checkpoints"
             )
+
+
+def _stream(spec: TrainingSpec) -> Stream:
+    assert isinstance(spec.dataset, Stream), "other tasks have other data"
+    return spec.dataset
 
 
 def _encode(texts: list[str], spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:

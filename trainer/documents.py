@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trainer.access import Access, check_data_files
-from trainer.config import DatasetSpec, HubDataset, JsonlDataset, StdlibDataset, TextDataset
+from trainer.datasetconfig import HubDataset, JsonlDataset, StdlibDataset, Stream, TextDataset
 from trainer.errors import DataError
 from trainer.files import find_files, stdlib_files
 
@@ -18,7 +18,7 @@ _PACKED = {
 }
 
 
-def documents(dataset: DatasetSpec) -> Iterator[str]:
+def documents(dataset: Stream) -> Iterator[str]:
     """Every document, in a fixed order. Raises DataError that names the file and the line."""
     if isinstance(dataset, StdlibDataset):
         # A handful of library files are kept in other encodings on purpose; they are no use as text.

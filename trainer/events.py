@@ -35,6 +35,20 @@ class Preparing(_Event):
     total: int | None = None
 
 
+class Prepared(_Event):
+    """The examples of a fine-tuning are read and tokenised."""
+
+    type: Literal["prepared"] = "prepared"
+    examples: int = Field(description="that are trained on")
+    held_out: int
+    left_out: int = Field(description="too long (truncation: drop), or without a token to learn")
+    truncated: int
+    tokens: int = Field(description="of all that are trained on")
+    trained_tokens: int = Field(description="of these, those whose prediction is learnt")
+    longest: int = Field(description="tokens, before truncation")
+    median: int
+
+
 class Started(_Event):
     """Training begins after `step`, which is 0 or the step of the checkpoint that was resumed."""
 
@@ -62,6 +76,7 @@ class Step(_Event):
     mfu: float | None = Field(default=None, description="model FLOPs utilisation, 0 to 1; null on unknown hardware")
     peak_device_bytes: int | None = Field(description="largest of the ranks; null without an accelerator")
     peak_host_bytes: int = Field(description="resident, largest of the ranks")
+    accuracy: float | None = Field(default=None, description="share of the trained tokens, or labels, that was right")
 
 
 class Switched(_Event):
@@ -81,6 +96,17 @@ class Evaluated(_Event):
     perplexity: float
     sequences: int
     seconds: float
+    accuracy: float | None = Field(default=None, description="share of the held-out tokens, or labels, that was right")
+    metrics: dict[str, float] = Field(default={}, description="a classification's, by name: matthews, f1, pearson …")
+
+
+class Sampled(_Event):
+    """What the model of `step` makes of a held-out prompt, greedily."""
+
+    type: Literal["sampled"] = "sampled"
+    prompt: str
+    text: str
+    wanted: str | None = Field(default=None, description="what the example has")
 
 
 class Checkpointed(_Event):
@@ -133,10 +159,12 @@ class Failed(_Event):
 
 Event = Annotated[
     Preparing
+    | Prepared
     | Started
     | Step
     | Switched
     | Evaluated
+    | Sampled
     | Checkpointed
     | Spiked
     | RolledBack

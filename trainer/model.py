@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Pretrain
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from trainer import access
-from trainer.config import HubModel, PresetModel, TrainingSpec, starts_from_weights
+from trainer.config import TrainingSpec
 from trainer.errors import SpecError, unloadable
+from trainer.modelconfig import HubModel, PresetModel, starts_from_weights
 from trainer.presets import PRESETS
 from trainer.weights import Drawn, Filler, Source, Stored, directory_of, without_values
 

@@ -5,15 +5,12 @@ For a service that shares its file system with the trainers; a trainer makes the
 
 from pathlib import Path
 
-from trainer.config import (
-    DirectoryModel,
-    HubDataset,
-    StdlibDataset,
-    TrainingSpec,
-)
+from trainer.config import TrainingSpec
+from trainer.datasetconfig import Examples, HubDataset, StdlibDataset
 from trainer.errors import DataError, SpecError
 from trainer.files import find_files, stdlib_files
 from trainer.methodcheck import rank_problem
+from trainer.modelconfig import DirectoryModel
 from trainer.presets import shape_of_directory
 
 
@@ -29,6 +26,9 @@ def preflight(spec: TrainingSpec) -> None:
 def _check_dataset(spec: TrainingSpec) -> None:
     dataset = spec.dataset
     if isinstance(dataset, HubDataset):
+        return
+    if isinstance(dataset, Examples):
+        find_files((*dataset.files, *dataset.validation_files))
         return
     files = stdlib_files() if isinstance(dataset, StdlibDataset) else find_files(dataset.files)
     # No tokeniser makes more tokens than there are bytes, but for the mark at the end of each document; the

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from tests.reference.loop import train
 from tests.reference.rules import RULES, Problem, Rule
-from trainer.config import TrainingSpec, starts_from_weights
+from trainer.config import TrainingSpec
 from trainer.engine import PlainEngine
 from trainer.lowrank.philox import gaussian
 from trainer.lowrank.switch import generator_for
 from trainer.methods import make_method
 from trainer.methods.base import Method
+from trainer.modelconfig import starts_from_weights
 from trainer.presets import head_size_of
 from trainer.schedule import learning_rate
 from trainer.update import update

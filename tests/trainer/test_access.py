@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.trainer.alone import alone
 from trainer import access, events
 from trainer.access import Access, Outside
-from trainer.config import HubDataset
+from trainer.datasetconfig import HubDataset
 from trainer.documents import documents
 from trainer.rundir import RunDir
 from trainer.weights import Stored

@@ -8,8 +8,9 @@ import torch
 from pydantic import TypeAdapter
 
 from tests.distributed.case import spec
-from trainer.config import DatasetSpec, TrainingSpec
+from trainer.config import TrainingSpec
 from trainer.data import Sequences, prepare
+from trainer.datasetconfig import DatasetSpec
 from trainer.documents import documents
 from trainer.errors import DataError, SpecError
 from trainer.files import stdlib_files

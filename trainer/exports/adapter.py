@@ -20,12 +20,12 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.config import DirectoryModel, HubModel, starts_from_weights
 from trainer.errors import SpecError
 from trainer.exports.destination import Destination
 from trainer.exports.merged import write_model
 from trainer.exports.trained import Trained
 from trainer.methodconfig import DoraConfig, LoraConfig
+from trainer.modelconfig import DirectoryModel, HubModel, starts_from_weights
 
 _PREFIX = "base_model.model."
 # peft's name for each of a layer's own parameters.

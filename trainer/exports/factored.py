@@ -13,13 +13,13 @@ import json
 import torch
 from torch import Tensor
 
-from trainer.config import starts_from_weights
 from trainer.errors import SpecError
 from trainer.exports.destination import Destination
 from trainer.exports.merged import write_configuration
 from trainer.exports.shards import write_shards
 from trainer.exports.trained import Trained
 from trainer.methodconfig import LoroConfig, LowRankConfig
+from trainer.modelconfig import starts_from_weights
 
 FORMAT, FACTORS, STEM = 1, "factors.json", "factored"
 

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.config import TrainingSpec, starts_from_weights
+from trainer.config import TrainingSpec
 from trainer.errors import SpecError
 from trainer.lowrank.factored import FactoredLinear, xavier
 from trainer.lowrank.linalg import wide
@@ -30,6 +30,7 @@ from trainer.lowrank.switch import SwitchReport, initial_generator
 from trainer.methodconfig import LoroConfig
 from trainer.methods.base import StepContext
 from trainer.methods.factors import LowRank
+from trainer.modelconfig import starts_from_weights
 from trainer.optimizer import direction
 from trainer.zero import Shards
 
