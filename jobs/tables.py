@@ -127,9 +127,14 @@ class Webhook(Base):
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     owner: Mapped[str] = mapped_column(String(40), server_default="", index=True)
     url: Mapped[str]
+    name: Mapped[str]
     events: Mapped[list[str]] = mapped_column(JSON)  # their types
     secret: Mapped[str]  # signs; not a hash, since it has to
+    old_secret: Mapped[str | None]  # signs too, until then
+    old_secret_until: Mapped[float | None]
     created_at: Mapped[float]
+    updated_at: Mapped[float]
+    gone_at: Mapped[float | None]  # its receiver said that it is gone: nothing more is sent
 
 
 class Delivery(Base):
@@ -140,12 +145,13 @@ class Delivery(Base):
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)  # the same each time it is tried
     webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
-    job_id: Mapped[str] = mapped_column(String(40))
+    job_id: Mapped[str] = mapped_column(String(40))  # empty: a test
     body: Mapped[dict[str, Any]]
     created_at: Mapped[float]
     due_at: Mapped[float | None] = mapped_column(index=True)  # null: arrived, or given up
     tries: Mapped[int] = mapped_column(default=0)
     answered: Mapped[str | None]  # what came of the last try
+    status: Mapped[int | None]  # of HTTP, where there was an answer
     delivered_at: Mapped[float | None]
 
 

@@ -56,9 +56,14 @@ def upgrade() -> None:
         sa.Column("id", sa.String(40), nullable=False),
         sa.Column("owner", sa.String(40), nullable=False, server_default=""),
         sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
         sa.Column("events", sa.JSON(), nullable=False),
         sa.Column("secret", sa.Text(), nullable=False),
+        sa.Column("old_secret", sa.Text(), nullable=True),
+        sa.Column("old_secret_until", sa.Float(53), nullable=True),
         sa.Column("created_at", sa.Float(53), nullable=False),
+        sa.Column("updated_at", sa.Float(53), nullable=False),
+        sa.Column("gone_at", sa.Float(53), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_webhooks")),
     )
     op.create_index("ix_webhooks_owner", "webhooks", ["owner"])
@@ -72,6 +77,7 @@ def upgrade() -> None:
         sa.Column("due_at", sa.Float(53), nullable=True),
         sa.Column("tries", sa.Integer(), nullable=False),
         sa.Column("answered", sa.Text(), nullable=True),
+        sa.Column("status", sa.Integer(), nullable=True),
         sa.Column("delivered_at", sa.Float(53), nullable=True),
         sa.ForeignKeyConstraint(
             ["webhook_id"], ["webhooks.id"], name=op.f("fk_deliveries_webhook_id"), ondelete="CASCADE"
