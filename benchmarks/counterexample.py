@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.alone import alone
+from trainer.batch import Batch
 from trainer.config import TrainingSpec
 from trainer.engine import PlainEngine
 from trainer.methods import make_method
@@ -123,7 +124,7 @@ def descend(model: Any, spec: TrainingSpec, seed: int, record_every: int) -> Ite
         if step < steps:
             draws = spec.batches_before(step + 1) - spec.batches_before(step)
             signs = torch.randint(2, (draws, 1), generator=generator) * 2 - 1
-            update(engine, method, shards, step, learning_rate(step + 1, spec.optimisation), [signs])
+            update(engine, method, shards, step, learning_rate(step + 1, spec.optimisation), [Batch.of_tokens(signs)])
 
 
 def curve(setting: Setting, variant: str, seed: int, record_every: int | None = None) -> list[tuple[int, float]]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from trainer import durable
+from trainer.batch import Batch
 from trainer.config import TrainingSpec
 from trainer.datasetconfig import Stream
 from trainer.documents import documents
@@ -183,7 +184,7 @@ class Sequences:
         self._spec, self._rank, self._device = spec, rank, device
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
-    def micro_batches(self, step: int) -> list[Tensor]:
+    def micro_batches(self, step: int) -> list[Batch]:
         """This rank's part of what `step` (0-based) averages: each (micro_batch, sequence_length), int64.
 
         One global batch, or the several of a large switch (GoLore's ℬ).
@@ -193,7 +194,7 @@ class Sequences:
         assert micro is not None
         first, end = (self._spec.batches_before(t) * optimisation.global_batch for t in (step, step + 1))
         starts = range(first + self._rank * micro, end, micro * ranks)
-        return [self.load([self._shuffled(start + j) for j in range(micro)]) for start in starts]
+        return [Batch.of_tokens(self.load([self._shuffled(start + j) for j in range(micro)])) for start in starts]
 
     def validation_batches(self) -> list[list[int]]:
         """Rows of the held-out sequences that an evaluation uses, in batches of micro_batch. Equal on all ranks."""

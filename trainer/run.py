@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from trainer import data, events
 from trainer.assemble import assemble
+from trainer.batch import Batch
 from trainer.checkpoint import place, reading
 from trainer.checkpoint.rollback import go_back
 from trainer.checkpoint.writing import Writer
@@ -125,8 +126,7 @@ class Run:
             for first in range(0, len(batches), world):
                 spare = first + rank >= len(batches)
                 rows = batches[0] if spare else batches[first + rank]
-                tokens = self.sequences.load(rows)
-                loss = self.model(input_ids=tokens, labels=tokens, use_cache=False).loss
+                loss = self.model(**Batch.of_tokens(self.sequences.load(rows)).inputs).loss
                 if not spare:
                     totals += torch.tensor([float(loss) * len(rows), len(rows)], dtype=torch.float64).to(self.device)
         dist.all_reduce(totals)

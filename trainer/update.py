@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from trainer.batch import Batch
 from trainer.lowrank.switch import SwitchReport
 from trainer.methods.base import Method, StepContext
 from trainer.zero import Shards
@@ -13,13 +14,16 @@ from trainer.zero import Shards
 
 @dataclass(frozen=True)
 class Update:
-    """What a step found on this rank: the mean loss of its micro-batches, η as it was, the norm of the whole gradient,
-    what switches report."""
+    """What a step found on this rank: its part of the step's loss, whose mean over the ranks is the whole; η as it was,
+    the norm of the whole gradient, what switches report; how many of how many targets were right, where batches count.
+    """
 
     loss: float
     rate: float
     gradient_norm: float
     reports: list[SwitchReport]
+    right: float = 0.0
+    targets: int = 0
 
 
 def update(
@@ -28,7 +32,7 @@ def update(
     shards: Shards,
     step: int,
     rate: float,
-    micro_batches: list[torch.Tensor],
+    micro_batches: list[Batch],
     reseed: Callable[[], None] = lambda: None,
 ) -> Update:
     """Make the 0-based `step` at the schedule's `rate`. Collective.
@@ -43,14 +47,19 @@ def update(
         group["lr"] = eta * group["rate"]
     reseed()
     loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+    right = torch.zeros((), dtype=torch.float64, device=engine.device)
     norm = 0.0
     # The engine divides every loss by the micro-batches of its largest step.
-    weight = engine.gradient_accumulation_steps() / len(micro_batches)
+    share = engine.gradient_accumulation_steps() / len(micro_batches)
     for index, batch in enumerate(micro_batches):
         last = index == len(micro_batches) - 1
         engine.set_gradient_accumulation_boundary(last)
-        loss = engine(input_ids=batch, labels=batch, use_cache=False).loss
-        engine.backward(loss if weight == 1 else loss * weight)
+        output = engine(**batch.inputs)
+        loss = batch.weighted(output.loss)
+        if batch.right is not None:
+            right += batch.right(output).double()
+        del output  # logits are large
+        engine.backward(loss if share == 1 else loss * share)
         loss_sum += loss.detach().double()
         if shards.norm_is_known_before_step and last:
             norm = shards.gradient_norm()
@@ -58,4 +67,6 @@ def update(
     if not shards.norm_is_known_before_step:
         norm = shards.gradient_norm()
     after = method.after_step(context)
-    return Update(float(loss_sum) / len(micro_batches), eta, norm, [report for report in (before, after) if report])
+    reports = [report for report in (before, after) if report]
+    targets = sum(batch.targets for batch in micro_batches)
+    return Update(float(loss_sum) / len(micro_batches), eta, norm, reports, float(right), targets)

@@ -127,7 +127,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     with sent:
         for index, batch in enumerate(batches):
             run.engine.set_gradient_accumulation_boundary(index == len(batches) - 1)
-            run.engine.backward(run.engine(input_ids=batch, labels=batch, use_cache=False).loss)
+            run.engine.backward(run.engine(**batch.inputs).loss)
             run.engine.step()
     answer |= {"reduced": sent.reduced, "gathered": sent.gathered, "operations": dict(sent.bytes)}
     return answer

@@ -99,7 +99,7 @@ def reference(method: str, dtype: str) -> tuple[dict[str, torch.Tensor], dict[st
     directory = DIRECTORY / "reference"
     prepare(wanted, RunDir(directory), 0, lambda _: None, lambda: False)
     sequences = Sequences(wanted, directory / "data", 0, torch.device("cpu"))
-    batches = [torch.cat(sequences.micro_batches(step)) for step in range(STEPS)]
+    batches = [torch.cat([batch.tokens for batch in sequences.micro_batches(step)]) for step in range(STEPS)]
     model = build_model(wanted, byte_tokenizer()).float()
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     in_fp32 = wanted.model_dump() | {"optimisation": wanted.optimisation.model_dump() | {"dtype": "fp32"}}

@@ -70,7 +70,7 @@ def reference_run(directory: Path, wanted: TrainingSpec) -> tuple[dict[str, torc
         wanted.model_dump() | {"resources": {"processes": 1}, "optimisation": whole_batch}
     )
     sequences = Sequences(alone, directory / "data", 0, torch.device("cpu"))
-    batches = [sequences.micro_batches(step)[0] for step in range(STEPS)]
+    batches = [sequences.micro_batches(step)[0].tokens for step in range(STEPS)]
     model = build_model(alone, byte_tokenizer())
     losses = reference.train(alone, model, batches)
     return {name: p.detach() for name, p in model.named_parameters()}, losses

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.reference.loop import train
 from tests.reference.rules import RULES, Problem, Rule
+from trainer.batch import Batch
 from trainer.config import TrainingSpec
 from trainer.engine import PlainEngine
 from trainer.lowrank.philox import gaussian
@@ -128,8 +129,12 @@ def product_run(
     losses = []
     for step, micro_batches in enumerate(batches):
         rate = learning_rate(step + 1, spec.optimisation)
-        losses.append(update(engine, method, shards, step, rate, micro_batches).loss)
+        losses.append(update(engine, method, shards, step, rate, batches_of(micro_batches)).loss)
     return effective_weights(model, method, shards), losses, method, shards
+
+
+def batches_of(micro_batches: list[Tensor]) -> list[Batch]:
+    return [Batch.of_tokens(tokens) for tokens in micro_batches]
 
 
 def effective_weights(model: nn.Module, method: Method, shards: Shards) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ def tokenise(wanted: TrainingSpec, directory: Path) -> None:
 def global_batch(directory: Path, processes: int, micro: int, step: int) -> set[tuple[int, ...]]:
     changes = {"resources": {"processes": processes}, "optimisation": {"micro_batch": micro, "global_batch": 8}}
     batches = [b for r in range(processes) for b in sequences(directory, r, **changes).micro_batches(step)]
-    rows = torch.cat(batches)
+    rows = torch.cat([batch.tokens for batch in batches])
     assert rows.shape == (8, 32)
     return {tuple(row.tolist()) for row in rows}
 
@@ -46,7 +46,7 @@ def test_a_step_s_sequences_do_not_depend_on_ranks_or_accumulation(tmp_path: Pat
 def test_an_epoch_visits_every_training_sequence_once_and_the_next_in_another_order(tmp_path: Path) -> None:
     found = sequences(tmp_path, 0, resources={"processes": 1}, optimisation={"global_batch": 1})
     epochs = [
-        [tuple(found.micro_batches(e * found.training + i)[0][0].tolist()) for i in range(found.training)]
+        [tuple(found.micro_batches(e * found.training + i)[0].tokens[0].tolist()) for i in range(found.training)]
         for e in range(2)
     ]
     assert len(set(epochs[0])) == found.training
@@ -56,7 +56,7 @@ def test_an_epoch_visits_every_training_sequence_once_and_the_next_in_another_or
 
 def test_held_out_sequences_are_never_trained_on(tmp_path: Path) -> None:
     found = sequences(tmp_path, 0, resources={"processes": 1}, optimisation={"global_batch": 1})
-    trained = {tuple(found.micro_batches(i)[0][0].tolist()) for i in range(found.training)}
+    trained = {tuple(found.micro_batches(i)[0].tokens[0].tolist()) for i in range(found.training)}
     held_out = {tuple(row.tolist()) for rows in found.validation_batches() for row in found.load(rows)}
     assert held_out
     assert not trained & held_out

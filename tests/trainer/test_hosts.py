@@ -83,7 +83,7 @@ def test_on_other_ranks_every_step_reads_the_same_sequences(tmp_path: Path) -> N
     def rows(ranks: int, step: int) -> list[tuple[int, ...]]:
         on = for_ranks(wanted, ranks)
         found = [Sequences(on, tmp_path / "data", rank, torch.device("cpu")) for rank in range(ranks)]
-        batch = torch.cat([micro for sequences in found for micro in sequences.micro_batches(step)])
+        batch = torch.cat([micro.tokens for sequences in found for micro in sequences.micro_batches(step)])
         return sorted(tuple(row.tolist()) for row in batch)
 
     for step in (0, 7):

@@ -8,6 +8,7 @@ import torch
 
 from tests.distributed.case import spec as make_spec
 from tests.trainer.test_exact import CASES, settings
+from trainer.batch import Batch
 from trainer.config import TrainingSpec
 from trainer.engine import PlainEngine
 from trainer.lowrank.residual import ResidualLinear
@@ -51,7 +52,7 @@ def test_what_is_calculated_is_what_there_is(tmp_path: Path, case: str) -> None:
     )
     tokens = torch.arange(16).view(2, 8)
     for step in range(2):
-        update(engine, method, shards, step, 1e-3, [tokens])
+        update(engine, method, shards, step, 1e-3, [Batch.of_tokens(tokens)])
 
     trained = [p for p in model.parameters() if p.requires_grad]
     fixed = [p for p in model.parameters() if not p.requires_grad]

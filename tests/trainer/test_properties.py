@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.reference.decoder import VOCABULARY, decoder
 from tests.reference.product import product_run
 from tests.trainer.test_exact import CASES, spec_for
+from trainer.batch import Batch
 from trainer.engine import PlainEngine
 from trainer.lowrank.adapted import whole_in_this_process
 from trainer.lowrank.entries import EntriesLinear, largest_entries, random_entries
@@ -223,7 +224,7 @@ def trained(directory: Path, case: str, steps: int) -> tuple[nn.Module, Method, 
     engine = PlainEngine(spec, model, method)
     shards = Shards(engine)
     for step in range(steps):
-        update(engine, method, shards, step, 0.01, [TOKENS])
+        update(engine, method, shards, step, 0.01, [Batch.of_tokens(TOKENS)])
     return model, method, shards
 
 
@@ -233,7 +234,7 @@ def test_a_switch_leaves_the_loss_as_it_was(tmp_path: Path, case: str) -> None:
     model, method, shards = trained(tmp_path, case, 6)
     before = model(TOKENS, TOKENS).loss.item()
     old = copy.deepcopy(model.state_dict())
-    report = method.before_step(StepContext(6, 0.01, model, shards, [TOKENS]))
+    report = method.before_step(StepContext(6, 0.01, model, shards, [Batch.of_tokens(TOKENS)]))
     assert report is not None and report.fallbacks == 0
     assert model(TOKENS, TOKENS).loss.item() == pytest.approx(before, abs=1e-12)
     frozen = [f"{layer.name}.weight" for layer in method.layers]

@@ -102,8 +102,8 @@ def test_the_probe_sees_the_gradient_that_autograd_gives_a_plain_model(
 
     for layer in layers(run):
         layer.weight.requires_grad_(True)
-    for tokens in batches:
-        (run.model(input_ids=tokens, labels=tokens).loss / accumulation).backward()
+    for batch in batches:
+        (run.model(input_ids=batch.tokens, labels=batch.tokens).loss / accumulation).backward()
     for layer in layers(run):
         assert layer.weight.grad is not None
         assert (seen[layer.name] - layer.weight.grad).abs().max() < 1e-7

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.batch import Batch
 from trainer.lowrank.linalg import wide
 
 # (layer, this rank's mean gradient, or None where no token has reached the layer)
@@ -62,9 +63,9 @@ def capture(y: Tensor, x: Tensor, name: str, probe: Probe) -> Tensor:
     return same
 
 
-def each_gradient(model: Any, layers: Sequence[Any], micro_batches: list[Tensor], at_once: AtOnce, give: Give) -> None:
-    """Call `give` once for every layer, in the same order on all ranks, with the gradient of the mean loss over this
-    rank's micro-batches. Nothing is reduced over ranks, but `give` may. Collective.
+def each_gradient(model: Any, layers: Sequence[Any], micro_batches: list[Batch], at_once: AtOnce, give: Give) -> None:
+    """Call `give` once for every layer, in the same order on all ranks, with the gradient of the mean weighted loss
+    of this rank's micro-batches. Nothing is reduced over ranks, but `give` may. Collective.
 
     `model` is the module inside the engine and returns an object with `.loss`. `at_once`: how many layers' gradients
     are added up at a time where there are several micro-batches; `block`: those of one block of the model.
@@ -75,17 +76,17 @@ def each_gradient(model: Any, layers: Sequence[Any], micro_batches: list[Tensor]
     for group in _groups(layers, at_once):
         sums = _Sums()
         with _probing(group, micro_batches[0].device, sums.add) as probe:
-            for tokens in micro_batches:
-                _backward(_loss(model, tokens) / len(micro_batches), probe)
+            for batch in micro_batches:
+                _backward(_loss(model, batch) / len(micro_batches), probe)
         for layer in group:
             give(layer, sums.pop(layer.name))
 
 
-def _in_the_backward_pass(model: Any, layers: Sequence[Any], tokens: Tensor, give: Give) -> None:
+def _in_the_backward_pass(model: Any, layers: Sequence[Any], batch: Batch, give: Give) -> None:
     remaining = {layer.name: layer for layer in layers}
     sums = _Sums()
-    with _probing(layers, tokens.device, sums.add) as probe:
-        loss = _loss(model, tokens)
+    with _probing(layers, batch.device, sums.add) as probe:
+        loss = _loss(model, batch)
         if _once_each_on_all_ranks(probe.reached):
             probe.take = lambda name, gradient: give(remaining.pop(name), gradient)
         _backward(loss, probe)
@@ -119,9 +120,8 @@ def _probing(layers: Sequence[Any], device: torch.device, take: Callable[[str, T
             layer.probe = None
 
 
-def _loss(model: Any, tokens: Tensor) -> Tensor:
-    loss: Tensor = model(input_ids=tokens, labels=tokens, use_cache=False).loss
-    return loss
+def _loss(model: Any, batch: Batch) -> Tensor:
+    return batch.weighted(model(**batch.inputs).loss)
 
 
 def _backward(loss: Tensor, probe: Probe) -> None:

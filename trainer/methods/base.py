@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from trainer.batch import Batch
 from trainer.config import TrainingSpec
 from trainer.lowrank.adapted import Adapted, OnModule, leave, replace_targets
 from trainer.lowrank.switch import SwitchReport
@@ -22,7 +23,7 @@ class StepContext:
     learning_rate: float
     model: nn.Module
     shards: Shards
-    micro_batches: list[Tensor]
+    micro_batches: list[Batch]
 
 
 class Method:
