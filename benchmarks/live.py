@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from trainer.config import TrainingSpec
-from trainer.data import prepare
+from trainer.prepare import prepare
 from trainer.process import free_port
 from trainer.run import Run
 from trainer.rundir import RunDir

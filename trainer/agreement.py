@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainer import data
+from trainer import prepare
 from trainer.checkpoint.place import Place, place_of
 from trainer.config import TrainingSpec
 from trainer.errors import SpecError
@@ -29,7 +29,7 @@ def all_prepared(spec: TrainingSpec, rundir: RunDir, prepared: bool) -> bool:
     said: list[Any] = [None]
     if dist.get_rank() == 0:
         where.write(0, mark, b"")
-        said = [(socket.gethostname(), spec.model_dump(mode="json"), data.digest(rundir), mark)]
+        said = [(socket.gethostname(), spec.model_dump(mode="json"), prepare.digest(rundir), mark)]
     dist.broadcast_object_list(said, src=0)
     problems = _gather(_problem(spec, rundir, where, *said[0]))
     if dist.get_rank() == 0:
@@ -65,7 +65,7 @@ def _problem(
                 f"{field}: {ours.get(field)!r} in {rundir.spec} of {here}, {theirs.get(field)!r} in that of rank 0 on "
                 f"{first}; give every host the same spec.json"
             )
-    if data.digest(rundir) != its_data:
+    if prepare.digest(rundir) != its_data:
         return (
             f"dataset: {here} has made other tokens of its files than rank 0 on {first}; give every host the same "
             f"files and tokeniser, or one run directory for all, and delete {rundir.data}"

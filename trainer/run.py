@@ -11,9 +11,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from trainer import data, events
+from trainer import events
 from trainer.assemble import assemble
-from trainer.batch import Batch
 from trainer.checkpoint import place, reading
 from trainer.checkpoint.rollback import go_back
 from trainer.checkpoint.writing import Writer
@@ -25,6 +24,7 @@ from trainer.hardware import model_flops_utilization
 from trainer.methods import make_method
 from trainer.rundir import RunDir
 from trainer.schedule import learning_rate
+from trainer.tasks import TASKS
 from trainer.tokenizer import load_tokenizer
 from trainer.update import Update, update
 from trainer.zero import Shards
@@ -51,7 +51,7 @@ class Run:
             raise SpecError(f"resources: {wanted} ranks are asked for, but {ranks} were started")
         self.emit(events.Preparing(step=0, what="building the model"))
         tokenizer = load_tokenizer(spec.tokenizer)
-        self.sequences = data.Sequences(spec, rundir.data, dist.get_rank(), self.device)
+        self.task = TASKS[spec.task].open(spec, rundir.data, dist.get_rank(), self.device)
 
         self.place = place.place_of(spec, rundir)
         if spec.checkpoints.url and dist.get_rank() == 0:
@@ -72,6 +72,9 @@ class Run:
             self.method.load_state(resumed.method)
             self.step = resumed.step
             self.place.release(resumed.step)
+        self.model.eval()
+        with torch.no_grad():
+            self.task.check(self.model)
 
     def started(self) -> events.Started:
         state_bytes = self.shards.state_bytes()
@@ -86,58 +89,53 @@ class Run:
             trained_parameters=sum(numel for trained, numel in shapes if trained),
             optimizer_state_bytes=state_bytes,
             full_adamw_state_bytes=2 * 4 * self.parameters,
-            tokens_per_step=optimisation.global_batch * self.spec.dataset.sequence_length,
-            training_tokens=self.sequences.training * self.spec.dataset.sequence_length,
+            tokens_per_step=self.task.tokens_per_step,
+            training_tokens=self.task.training_tokens,
         )
 
     def train_step(self, stop_requested: Callable[[], bool]) -> bool:
         """One update. True, on all ranks alike, when a stop has been requested."""
         began = time.perf_counter()
         rate = self.guard.rate_scale * learning_rate(self.step + 1, self.spec.optimisation)
-        batches = self.sequences.micro_batches(self.step)
+        batches = self.task.micro_batches(self.step)
         self.model.train()
         made = update(self.engine, self.method, self.shards, self.step, rate, batches, self._seed_step)
         self.step += 1
 
-        mean_loss, peak_host, peak_device, stop, written = self._exchange(made.loss, stop_requested())
+        mean_loss, accuracy, peak_host, peak_device, stop, written = self._exchange(made, stop_requested())
         if not (mean_loss < _LARGEST_LOSS and math.isfinite(made.gradient_norm)):
             # The weights of the step before have this loss.
             what = f"loss {mean_loss} (it should be below {_LARGEST_LOSS:g}), gradient norm {made.gradient_norm}"
             self._gone_wrong(what, self.step - 1, self.spec.guard.on_divergence)
-        self._report_step(made, mean_loss, time.perf_counter() - began, peak_host, peak_device)
+        self._report_step(made, mean_loss, accuracy, time.perf_counter() - began, peak_host, peak_device)
         self._watch(mean_loss)
         if self.writer.pending and written:
             self.commit()
         return stop
 
     def evaluate(self) -> float | None:
-        """Loss on the held-out sequences, shared out over the ranks; every rank makes as many forward passes.
-
-        None where nothing is held out.
-        """
-        batches = self.sequences.validation_batches()
-        if not batches:
-            return None
+        """Loss on what is held out; None where nothing is. Collective."""
         began = time.perf_counter()
-        rank, world = dist.get_rank(), dist.get_world_size()
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss × sequences, sequences
         self.model.eval()
         with torch.no_grad():
-            for first in range(0, len(batches), world):
-                spare = first + rank >= len(batches)
-                rows = batches[0] if spare else batches[first + rank]
-                loss = self.model(**Batch.of_tokens(self.sequences.load(rows)).inputs).loss
-                if not spare:
-                    totals += torch.tensor([float(loss) * len(rows), len(rows)], dtype=torch.float64).to(self.device)
-        dist.all_reduce(totals)
-        loss, count = float(totals[0] / totals[1]), int(totals[1])
-        if not loss < _LARGEST_LOSS:
-            what = f"held-out loss {loss} (it should be below {_LARGEST_LOSS:g})"
+            found = self.task.evaluate(self.model)
+        if found is None:
+            return None
+        if not found.loss < _LARGEST_LOSS:
+            what = f"held-out loss {found.loss} (it should be below {_LARGEST_LOSS:g})"
             self._gone_wrong(what, self.step, self.spec.guard.on_divergence)
-        perplexity = float(torch.tensor(loss, dtype=torch.float64).exp())
-        seconds = time.perf_counter() - began
-        self.emit(events.Evaluated(step=self.step, loss=loss, perplexity=perplexity, sequences=count, seconds=seconds))
-        return loss
+        self.emit(
+            events.Evaluated(
+                step=self.step,
+                loss=found.loss,
+                perplexity=float(torch.tensor(found.loss, dtype=torch.float64).exp()),
+                sequences=found.count,
+                seconds=time.perf_counter() - began,
+                accuracy=found.accuracy,
+                metrics=found.metrics,
+            )
+        )
+        return found.loss
 
     def save(self, loss: float | None = None, wait: bool = True) -> None:
         """Begin a checkpoint of the step; `loss` is its held-out loss, where one is known. With `wait` it is whole when
@@ -188,11 +186,12 @@ class Run:
             raise DivergenceError(f"{told}; no checkpoint of before is left to go back to; {_CALMER}")
         raise RolledBackError(f"{told}; started again, the run goes on from step {found[0]}", found[0])
 
-    def _report_step(self, made: Update, loss: float, seconds: float, peak_host: int, peak_device: int) -> None:
-        """`loss` and the peaks are the ranks' together. Called with `step` already counted."""
-        batch_tokens = self.spec.optimisation.global_batch * self.spec.dataset.sequence_length
-        done = self.spec.batches_before(self.step) * batch_tokens
-        per_second = (done - self.spec.batches_before(self.step - 1) * batch_tokens) / seconds
+    def _report_step(
+        self, made: Update, loss: float, accuracy: float | None, seconds: float, peak_host: int, peak_device: int
+    ) -> None:
+        """`loss`, `accuracy` and the peaks are the ranks' together. Called with `step` already counted."""
+        done = self.task.tokens_before(self.step)
+        per_second = (done - self.task.tokens_before(self.step - 1)) / seconds
         for report in made.reports:
             self.emit(
                 events.Switched(
@@ -206,6 +205,7 @@ class Run:
             events.Step(
                 step=self.step,
                 loss=loss,
+                accuracy=accuracy,
                 learning_rate=made.rate,
                 gradient_norm=made.gradient_norm,
                 tokens=done,
@@ -218,18 +218,21 @@ class Run:
             )
         )
 
-    def _exchange(self, loss: float, stop: bool) -> tuple[float, int, int, bool, bool]:
-        """(mean loss, largest host peak, largest device peak, whether any rank was asked to stop, whether every rank
-        has written its part of a checkpoint), on all ranks."""
+    def _exchange(self, made: Update, stop: bool) -> tuple[float, float | None, int, int, bool, bool]:
+        """(mean loss, share of the targets that was right, where they are counted, largest host peak, largest device
+        peak, whether any rank was asked to stop, whether every rank has written its part of a checkpoint), on all
+        ranks."""
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         device = torch.cuda.max_memory_allocated() if self.device.type == "cuda" else 0
-        figures = [loss, host, device, float(stop), float(not self.writer.is_written)]
+        figures = [made.loss, made.right, made.targets, host, device, float(stop), float(not self.writer.is_written)]
         mine = torch.tensor(figures, dtype=torch.float64, device=self.device)
         everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(everyone, mine)
         table = torch.stack(everyone).cpu()
-        largest = table.max(dim=0).values
-        return float(table[:, 0].mean()), int(largest[1]), int(largest[2]), bool(largest[3]), not bool(largest[4])
+        right, targets = float(table[:, 1].sum()), float(table[:, 2].sum())
+        accuracy = right / targets if targets else None
+        *_, host_peak, device_peak, stopping, unwritten = table.max(dim=0).values.tolist()
+        return float(table[:, 0].mean()), accuracy, int(host_peak), int(device_peak), bool(stopping), not unwritten
 
     def _seed_step(self) -> None:
         """Random numbers of the step (dropout) as a pure function of seed, step and rank: nothing to save."""

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 
 COMPLETE = "COMPLETE"
+# In data/.
+TOKENS, META = "tokens.bin", "meta.json"
 
 
 def step_directory(step: int) -> str:

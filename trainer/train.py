@@ -13,10 +13,11 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from trainer import agreement, data, events, nvme
+from trainer import agreement, events, nvme
 from trainer.config import TrainingSpec
 from trainer.errors import HostGoneError, RolledBackError, SpecError
 from trainer.hosts import for_world
+from trainer.prepare import prepare
 from trainer.run import Emit, Run, nowhere, whole
 from trainer.rundir import RunDir
 
@@ -49,7 +50,7 @@ def _train(
         raise SpecError("resources.device: 'gpu' is asked for, and torch finds none here; use 'any' or 'cpu'")
     # Before the ranks meet: none of them may wait in a collective for as long as this can take.
     nvme.check(spec.deepspeed, lambda what: emit(events.Preparing(step=0, what=what)))
-    prepared = data.prepare(spec, rundir, local_rank, emit, stop_request.present)
+    prepared = prepare(spec, rundir, local_rank, emit, stop_request.present)
     with distributed(), nvme.own_directory(of_world, rundir, local_rank) as own:
         stop_request.ranks_have_met()
         run = Run(own, rundir, emit, sync_events) if agreement.all_prepared(spec, rundir, prepared) else None

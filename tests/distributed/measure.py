@@ -19,12 +19,12 @@ import trainer.engine
 from tests.distributed.rank import merged, real_configuration
 from trainer.assemble import assemble
 from trainer.config import TrainingSpec
-from trainer.data import prepare
 from trainer.engine import sharder
 from trainer.lowrank.adapted import OnModule
 from trainer.lowrank.switch import _Choosing
 from trainer.methods import make_method
 from trainer.methods.base import StepContext
+from trainer.prepare import prepare
 from trainer.process import leave
 from trainer.run import Run
 from trainer.rundir import RunDir
@@ -105,7 +105,7 @@ def measure(case: dict[str, Any]) -> dict[str, Any]:
     run = Run(spec, rundir, lambda _: None)
     for _ in range(case["steps"]):
         run.train_step(lambda: False)
-    batches = run.sequences.micro_batches(run.step)
+    batches = run.task.micro_batches(run.step)
     context = StepContext(run.step, 1e-3, run.model, run.shards, batches)
     shapes = {layer.shape for layer in run.method.layers}
     real_take, held = _Choosing.take, Held()

@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from tests.distributed.case import spec
 from trainer import agreement
-from trainer.data import prepare
 from trainer.errors import SpecError
+from trainer.prepare import prepare
 from trainer.process import leave
 from trainer.rundir import RunDir
 from trainer.train import distributed

@@ -18,7 +18,7 @@ import trainer.engine
 from tests.distributed.case import save_arrays
 from tests.reference.product import effective_weights
 from trainer.config import TrainingSpec
-from trainer.data import prepare
+from trainer.prepare import prepare
 from trainer.process import leave
 from trainer.run import Run
 from trainer.rundir import RunDir

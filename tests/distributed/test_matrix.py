@@ -28,8 +28,9 @@ from tests.distributed.refusals import refusals
 from tests.distributed.report import PAGE
 from tests.reference.product import reference_run
 from trainer.config import TrainingSpec
-from trainer.data import Sequences, prepare
+from trainer.data import Sequences
 from trainer.model import DTYPES, build_model
+from trainer.prepare import prepare
 from trainer.rundir import RunDir
 from trainer.tokenizer import byte_tokenizer
 

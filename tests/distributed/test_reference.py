@@ -15,8 +15,9 @@ from tests.distributed.case import load_arrays, read_json, spec
 from tests.distributed.group import run_group
 from tests.distributed.matrix import ENGINES
 from trainer.config import TrainingSpec
-from trainer.data import Sequences, prepare
+from trainer.data import Sequences
 from trainer.model import build_model
+from trainer.prepare import prepare
 from trainer.rundir import RunDir
 from trainer.tokenizer import byte_tokenizer
 

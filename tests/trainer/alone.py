@@ -6,7 +6,7 @@ from typing import Any
 from tests.distributed.case import spec
 from trainer import events
 from trainer.config import TrainingSpec
-from trainer.data import prepare
+from trainer.prepare import prepare
 from trainer.run import Run
 from trainer.rundir import RunDir
 

@@ -27,8 +27,8 @@ def loss_of(model: Any, run: Run) -> float:
     """On the run's held-out sequences, as `Run.evaluate` has it."""
     losses, count = 0.0, 0
     with torch.no_grad():
-        for rows in run.sequences.validation_batches():
-            tokens = run.sequences.load(rows)
+        for rows in run.task.validation_batches():
+            tokens = run.task.load(rows)
             losses += float(model(input_ids=tokens, labels=tokens).loss) * len(rows)
             count += len(rows)
     return losses / count
@@ -36,7 +36,7 @@ def loss_of(model: Any, run: Run) -> float:
 
 def logits_of(model: Any, run: Run) -> torch.Tensor:
     """On the first of the run's held-out sequences."""
-    tokens = run.sequences.load(run.sequences.validation_batches()[0])
+    tokens = run.task.load(run.task.validation_batches()[0])
     model.eval()
     with torch.no_grad():
         logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits

@@ -230,7 +230,7 @@ def everything(run: Run) -> dict[str, Any]:
     values["counts"] = run.shards.counts()
     values["method"] = run.method.state()
     values["step"] = run.step
-    values["batch"] = torch.cat([batch.tokens for batch in run.sequences.micro_batches(run.step)])
+    values["batch"] = torch.cat([batch.tokens for batch in run.task.micro_batches(run.step)])
     return values
 
 

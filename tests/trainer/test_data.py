@@ -9,12 +9,13 @@ from pydantic import TypeAdapter
 
 from tests.distributed.case import spec
 from trainer.config import TrainingSpec
-from trainer.data import Sequences, prepare
+from trainer.data import Sequences
 from trainer.datasetconfig import DatasetSpec
 from trainer.documents import documents
 from trainer.errors import DataError, SpecError
 from trainer.files import stdlib_files
 from trainer.preflight import check_length, preflight
+from trainer.prepare import prepare
 from trainer.rundir import RunDir
 from trainer.tokenizer import byte_tokenizer
 

@@ -11,8 +11,8 @@ import pytest
 from tests.distributed.case import spec
 from tests.trainer.alone import alone
 from trainer import durable, events
-from trainer.data import prepare
 from trainer.events import EventLog
+from trainer.prepare import prepare
 from trainer.run import Run
 from trainer.rundir import RunDir
 

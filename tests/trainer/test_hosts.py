@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from tests.distributed.case import spec
 from trainer import events
 from trainer.config import problems
-from trainer.data import Sequences, prepare
+from trainer.data import Sequences
 from trainer.errors import SpecError
 from trainer.hosts import for_ranks, for_world
 from trainer.launch import _exit_code
+from trainer.prepare import prepare
 from trainer.resources import Resources
 from trainer.rundir import RunDir
 

@@ -16,7 +16,7 @@ from tests.trainer.alone import alone
 from tests.trainer.test_command import make, trainer
 from trainer import events
 from trainer.checkpoint.place import Directory
-from trainer.data import prepare
+from trainer.prepare import prepare
 from trainer.rundir import RunDir
 
 # At this rate the loss is beyond all bounds after a few steps; with a thousandth of it training is quick.

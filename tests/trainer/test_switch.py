@@ -31,12 +31,12 @@ def full_gradients(run: Run, at_once: Any = "block") -> dict[str, torch.Tensor]:
         assert layer.name not in found
         found[layer.name] = gradient
 
-    each_gradient(run.model, layers(run), run.sequences.micro_batches(0), at_once, keep)
+    each_gradient(run.model, layers(run), run.task.micro_batches(0), at_once, keep)
     return found
 
 
 def loss(run: Run) -> float:
-    tokens = run.sequences.load(list(range(8)))
+    tokens = run.task.load(list(range(8)))
     with torch.no_grad():
         return float(run.model(input_ids=tokens, labels=tokens).loss)
 
@@ -95,7 +95,7 @@ def test_the_probe_sees_the_gradient_that_autograd_gives_a_plain_model(
         deepspeed={"zero_stage": 0},
         optimisation={"micro_batch": 8 // accumulation},
     )
-    batches = run.sequences.micro_batches(0)
+    batches = run.task.micro_batches(0)
     assert len(batches) == accumulation
     seen = full_gradients(run, at_once)
     assert seen.keys() == {layer.name for layer in layers(run)}
