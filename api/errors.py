@@ -19,7 +19,11 @@ from jobs.errors import (
     Forbidden,
     IdempotencyReused,
     JobNotFound,
+    ModelInUse,
+    ModelNotFound,
+    NotChecked,
     QuotaExceeded,
+    Refused,
     UnknownCursor,
     WorkerNotFound,
     WrongState,
@@ -35,7 +39,9 @@ _REFUSALS: dict[type[Exception], tuple[int, str, str | None, str]] = {
     UnknownCursor: (400, "invalid_request_error", "after", "invalid_value"),
     NotPermitted: (403, "permission_error", None, "not_permitted"),
     JobNotFound: (404, "not_found_error", "job_id", "not_found"),
+    ModelNotFound: (404, "not_found_error", "model", "model_not_found"),
     WorkerNotFound: (404, "not_found_error", "name", "not_found"),
+    ModelInUse: (409, "conflict_error", None, "model_in_use"),
     WrongState: (409, "conflict_error", None, "wrong_state"),
     IdempotencyReused: (409, "conflict_error", "Idempotency-Key", "idempotency_key_reused"),
     QuotaExceeded: (429, "insufficient_quota", None, "quota_exceeded"),
@@ -76,6 +82,18 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Forbidden)
     def forbidden(_: Request, error: Forbidden) -> JSONResponse:
         return answer(403, str(error), "permission_error", error.field, "outside")
+
+    @app.exception_handler(Refused)
+    def refused(_: Request, error: Refused) -> JSONResponse:
+        return answer(400, str(error), "invalid_request_error", error.field, error.code)
+
+    @app.exception_handler(NotChecked)
+    def not_checked(_: Request, error: NotChecked) -> JSONResponse:
+        # A client that tries again on its own may find it checked.
+        response = answer(409, str(error), "conflict_error", error.field, "file_not_checked")
+        del response.headers["x-should-retry"]
+        response.headers["retry-after"] = "5"
+        return response
 
     @app.exception_handler(TooManyRequests)
     def too_many(_: Request, error: TooManyRequests) -> JSONResponse:

@@ -2,16 +2,22 @@
 
 JobsError
 ├── JobNotFound        no job of the caller's has this id
+├── ModelNotFound      no model that the caller may use has this name
 ├── WorkerNotFound     no worker has this name
 ├── KeyNotFound        no API key has this id
 ├── UnknownCursor      no job has the id that a page was to begin behind
+├── Refused            a field of a request names what is not there, or contradicts another
+├── NotChecked         an uploaded file is still being looked at: later it may do
 ├── WrongState         the job's state does not allow the operation
+├── ModelInUse         a job that has not ended starts from a model that is to be deleted
 ├── FilesInUse         a job's files cannot be removed just now
 ├── IdempotencyReused  the same Idempotency-Key came with another request
 ├── QuotaExceeded      the API key has used up what it may use
 ├── Forbidden          a file or place lies outside what the installation allows
 └── LeaseLost          somebody else may be running this job now: write nothing more
 """
+
+from collections.abc import Sequence
 
 
 class JobsError(Exception):
@@ -21,6 +27,28 @@ class JobsError(Exception):
 class JobNotFound(JobsError):
     def __init__(self, job_id: str) -> None:
         super().__init__(f"there is no job {job_id!r}; GET /v1/jobs lists them")
+
+
+class ModelNotFound(JobsError):
+    """`reason`: more than that it is not there, where there is more to say."""
+
+    def __init__(self, name: str, reason: str = "GET /v1/models lists those that are there") -> None:
+        self.name, self.reason = name, reason
+        super().__init__(f"there is no model {name!r}: {reason}")
+
+
+class Refused(JobsError):
+    """`field` is the one to change."""
+
+    def __init__(self, field: str, reason: str, code: str = "invalid_value") -> None:
+        self.field, self.reason, self.code = field, reason, code
+        super().__init__(f"{field}: {reason}")
+
+
+class NotChecked(JobsError):
+    def __init__(self, field: str, file_id: str) -> None:
+        self.field = field
+        super().__init__(f"{field}: {file_id} is still being checked; try again in a moment")
 
 
 class WorkerNotFound(JobsError):
@@ -41,6 +69,12 @@ class UnknownCursor(JobsError):
 class WrongState(JobsError):
     def __init__(self, job_id: str, state: str, operation: str, needed: str) -> None:
         super().__init__(f"job {job_id} is {state}: only a {needed} job can be {operation}")
+
+
+class ModelInUse(JobsError):
+    def __init__(self, job_id: str, by: Sequence[str]) -> None:
+        more = f" and {len(by) - 1} more" if len(by) > 1 else ""
+        super().__init__(f"{by[0]}{more} starts from the model of job {job_id}; cancel it first, or wait for its end")
 
 
 class FilesInUse(JobsError):

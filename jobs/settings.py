@@ -1,13 +1,18 @@
 """What an installation can set, each by an environment variable STIEFEL_<NAME>."""
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from trainer.logs import Form, Level
+from trainer.modelconfig import DirectoryModel, ModelSpec
+
+# How a model of the operator's may be called: nothing that is a path, or the name of a fine-tuned one.
+_ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
 class Settings(BaseSettings):
@@ -90,6 +95,25 @@ class Settings(BaseSettings):
         description="directories and URLs, separated by spaces, below which jobs may have checkpoints and NVMe files "
         "besides their run directories; *: any; default: any without API keys, none with them",
     )
+
+    models: dict[str, ModelSpec] = Field(
+        default={},
+        description='models by names of the operator\'s, for fine-tuning: a JSON object of name → {"path": …}, '
+        '{"hub": …} or {"preset": …}. Whoever may submit jobs may name them, whatever `readable` says',
+    )
+
+    @field_validator("models")
+    @classmethod
+    def _names_of_models(cls, models: dict[str, ModelSpec]) -> dict[str, ModelSpec]:
+        for name, model in models.items():
+            if not _ALIAS.fullmatch(name):
+                raise ValueError(
+                    f"STIEFEL_MODELS: {name!r} cannot be a model's name; use letters, digits, '.', '_', '/' and '-', "
+                    "at most 128, a letter or digit first"
+                )
+            if isinstance(model, DirectoryModel) and not Path(model.path).is_absolute():
+                raise ValueError(f"STIEFEL_MODELS: {name!r} has the relative path {model.path!r}; give an absolute one")
+        return models
 
     @model_validator(mode="after")
     def _beats_in_time(self) -> Self:

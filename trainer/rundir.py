@@ -10,6 +10,8 @@ RUNDIR/
   data.lock                   held by the host that tokenises
   tokenizer/                  the tokeniser, as a Hugging Face directory
   checkpoints/step-00000200/  complete once COMPLETE is in it
+  exports/step-00000200/      a checkpoint's model as a Hugging Face directory, whole once it is there
+  exports/lock                held by who makes one
 """
 
 import os
@@ -38,9 +40,13 @@ class RunDir:
         self.data_lock = self.root / "data.lock"
         self.tokenizer = self.root / "tokenizer"
         self.checkpoints = self.root / "checkpoints"
+        self.exports = self.root / "exports"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / step_directory(step)
+
+    def export(self, step: int) -> Path:
+        return self.exports / step_directory(step)
 
     def vouch_until(self, deadline: float) -> None:
         """`deadline`: seconds of this machine's monotonic clock. Written in place, which a full disk allows too."""
