@@ -91,5 +91,8 @@ class JobRequest(SpecFields):
         return self
 
     def spec(self) -> TrainingSpec:
-        """Resolved. Raises pydantic.ValidationError where its parts do not go together."""
-        return TrainingSpec.model_validate(self.model_dump(exclude=_OURS))
+        """Resolved. Raises pydantic.ValidationError where its parts do not go together.
+
+        What was not said stays unsaid on the way: a default may depend on another part.
+        """
+        return TrainingSpec.model_validate(self.model_dump(exclude=_OURS, exclude_unset=True))

@@ -21,7 +21,7 @@ from trainer.guard import GuardSpec
 from trainer.methodcheck import problem_of, rank_problem
 from trainer.methodconfig import MethodConfig, TargetedSettings
 from trainer.modelconfig import DirectoryModel, ModelSpec, PresetModel, starts_from_weights
-from trainer.presets import PRESETS
+from trainer.presets import ALL_LINEAR, PRESETS
 from trainer.resources import LARGEST_BATCH, Resources
 from trainer.resources import problem_of as resources_problem
 from trainer.strict import Strict, refuse
@@ -225,7 +225,7 @@ def _check_preset(method: MethodConfig, model: PresetModel, tokenizer: str) -> N
     """What is known of a preset's modules and of the byte tokeniser without making either."""
     linears = [*PRESETS[model.preset].target_sides(), "lm_head"]
     for target in method.targets if isinstance(method, TargetedSettings) else ():
-        if target not in linears:
+        if target not in (*linears, ALL_LINEAR):
             raise refuse("method.targets", f"{target!r} is no linear module of a preset; it has {', '.join(linears)}")
     if tokenizer == "bytes" and model.vocabulary is not None and model.vocabulary < BYTE_VOCABULARY:
         raise refuse(

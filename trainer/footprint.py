@@ -49,6 +49,7 @@ class Way:
     processes: int = 1
     micro_batch: int = 1
     sequence_length: int = 1024
+    others: Literal["trained", "frozen"] = "trained"
 
     @property
     def width(self) -> int:
@@ -78,7 +79,7 @@ class Footprint:
 def footprint(settings: methods.MethodConfig, shape: Shape, vocabulary: int, way: Way) -> Footprint:
     """Of `settings` on a preset's shape, from random weights. Raises SpecError as `trainer.memory.memory`."""
     model = model_of(shape, vocabulary)
-    found = elements(settings, model)
+    found = elements(settings, model, way.others)
     several = way.processes > 1
     counted = memory(
         settings,
@@ -88,6 +89,7 @@ def footprint(settings: methods.MethodConfig, shape: Shape, vocabulary: int, way
         offload=way.offload,
         offload_parameters=way.offload_parameters,
         processes=way.processes,
+        beside=way.others,
     )
     bucket = way.width * min(_BUCKET, found.trained)
     buckets = bucket * {0: 0, 1: 1, 2: 1, 3: 2}[way.zero_stage]
@@ -120,7 +122,7 @@ def _activations(settings: methods.MethodConfig, shape: Shape, way: Way) -> tupl
     attention = 2 * shape.head_size * (shape.heads + shape.kv_heads)
     block = 2 * norm + w * (attention + 4 * shape.ffn)
     for name, (rows, columns) in shape.target_sides().items():
-        if isinstance(settings, methods.TargetedSettings) and name in settings.targets:
+        if isinstance(settings, methods.TargetedSettings) and settings.has_target(name):
             block += w * _of_layer(settings, rows, columns)
     if way.activation_checkpointing:
         return way.tokens * (shape.layers * w * d + norm), way.tokens * block

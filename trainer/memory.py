@@ -6,8 +6,8 @@
 
 Not counted: activations; what a step or a switch holds for a moment (a probe's full gradients, a decomposition, stage
 3's gathered parameters, DeepSpeed's buckets); padding to equal shards; the full copies that stage 3 keeps of small
-parameters (below 100,000 elements); the model's own buffers, such as rotary tables. A bias counts as trained in
-full, beside whatever its matrix becomes.
+parameters (below 100,000 elements); the model's own buffers, such as rotary tables. A bias is no
+target, whatever its matrix becomes.
 """
 
 from dataclasses import astuple, dataclass
@@ -16,35 +16,45 @@ from typing import Literal, Self, assert_never
 from trainer import methodconfig as methods
 from trainer.errors import SpecError
 from trainer.methodconfig import entry_count
-from trainer.presets import Shape
+from trainer.presets import ALL_LINEAR, HEAD_TARGETS, Shape
 
 # ------------------------------------------------------------------------------------------------------------ models
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """`count` matrices m×n that have the same last part of their module's name."""
+    """`count` matrices m×n that have the same last part of their module's name.
+
+    `part`: of the repeated blocks; of a new classification head; or an end, which an embedding is.
+    """
 
     name: str
     rows: int
     columns: int
     count: int = 1
+    part: Literal["block", "head", "end"] = "block"
 
 
 @dataclass(frozen=True)
 class Model:
     """Every parameter once: a shared one is in `matrices` under one of its names.
 
-    `vectors`: elements of norms and biases. `pretrained`: its weights were loaded, so no method may drop them.
+    `vectors`: elements of norms and biases, `head_vectors` those of a classification head. `pretrained`: its weights
+    were loaded, so no method may drop them.
     """
 
     matrices: tuple[Matrix, ...]
     vectors: int = 0
+    head_vectors: int = 0
     pretrained: bool = False
 
     @property
     def parameters(self) -> int:
-        return sum(matrix.rows * matrix.columns * matrix.count for matrix in self.matrices) + self.vectors
+        return (
+            sum(matrix.rows * matrix.columns * matrix.count for matrix in self.matrices)
+            + self.vectors
+            + self.head_vectors
+        )
 
 
 def model_of(shape: Shape, vocabulary: int, tied: bool = False) -> Model:
@@ -53,7 +63,7 @@ def model_of(shape: Shape, vocabulary: int, tied: bool = False) -> Model:
     return Model(
         matrices=(
             *(Matrix(name, *sides, shape.layers) for name, sides in shape.target_sides().items()),
-            *(Matrix(name, vocabulary, shape.hidden) for name in ends),
+            *(Matrix(name, vocabulary, shape.hidden, part="end") for name in ends),
         ),
         vectors=(2 * shape.layers + 1) * shape.hidden,
     )
@@ -95,28 +105,46 @@ class Elements(_Counts):
     residual: int = 0
 
 
-def elements(settings: methods.MethodConfig, model: Model) -> Elements:
+Others = Literal["trained", "frozen"]
+
+
+def elements(settings: methods.MethodConfig, model: Model, beside: Others = "trained") -> Elements:
     """Of the whole model. Raises SpecError where a target is missing, or the rank, or it is above a target's side."""
-    targets, others = split(settings, model)
+    targets, others = split(settings, model, beside)
     return targets + others
 
 
-def split(settings: methods.MethodConfig, model: Model) -> tuple[Elements, Elements]:
-    """(of the method's targets, of all that AdamW trains in full beside them). Raises as `elements`.
+def split(settings: methods.MethodConfig, model: Model, beside: Others = "trained") -> tuple[Elements, Elements]:
+    """(of the method's targets, of all beside them). Raises as `elements`.
 
-    Full training, whose optimizer is a setting, has every matrix for a target.
+    `beside`: what becomes of the latter; the run's `optimisation.others`. AdamW trains it in full, or it is frozen, but
+    for a classification head, which is always trained. Full training, whose optimizer is a setting, has every matrix
+    for a target.
     """
-    names = {matrix.name for matrix in model.matrices}
-    targets = names if isinstance(settings, methods.FullConfig) else set(settings.targets)
-    if unknown := targets - names:
-        raise SpecError(f"method.targets: no matrix is called {min(unknown)!r}; this model has {sorted(names)}")
-    of_targets, of_others = Elements(), _adam(model.vectors)
+    targets = _targets(settings, model)
+    of_targets, of_others = Elements(), _beside(model.vectors, beside) + _adam(model.head_vectors)
     for matrix in model.matrices:
-        if matrix.name in targets:
+        if matrix in targets:
             of_targets += _of_target(settings, matrix, model.pretrained) * matrix.count
         else:
-            of_others += _adam(matrix.rows * matrix.columns) * matrix.count
+            fate = "trained" if matrix.part == "head" else beside
+            of_others += _beside(matrix.rows * matrix.columns, fate) * matrix.count
     return of_targets, of_others
+
+
+def _targets(settings: methods.MethodConfig, model: Model) -> list[Matrix]:
+    if isinstance(settings, methods.FullConfig):
+        return list(model.matrices)
+    if settings.targets == (ALL_LINEAR,):
+        return [matrix for matrix in model.matrices if matrix.part == "block"]
+    names = {matrix.name for matrix in model.matrices}
+    if unknown := set(settings.targets) - names:
+        raise SpecError(f"method.targets: no matrix is called {min(unknown)!r}; this model has {sorted(names)}")
+    return [matrix for matrix in model.matrices if matrix.name in settings.targets and matrix.part != "head"]
+
+
+def _beside(count: int, fate: Others) -> Elements:
+    return _adam(count) if fate == "trained" else Elements(frozen=count)
 
 
 def _of_target(settings: methods.MethodConfig, matrix: Matrix, pretrained: bool) -> Elements:
@@ -125,7 +153,7 @@ def _of_target(settings: methods.MethodConfig, matrix: Matrix, pretrained: bool)
     match settings:
         case methods.FullConfig():
             return Elements(trained=m * n, moments=_moments(settings.optimizer) * m * n)
-        case methods.GaLorePlusConfig() if matrix.name in settings.head_targets:
+        case methods.GaLorePlusConfig() if _has_heads(settings, matrix):
             # Always right. The collector, two numbers for each of k entries, has gradients but no moments.
             k = entry_count(settings.residual_density, m, n) if settings.residual_density > 0 else 0
             residual = Elements(trained=2 * k, core=2 * k, index=k, residual=3 * k)
@@ -154,6 +182,11 @@ def _of_target(settings: methods.MethodConfig, matrix: Matrix, pretrained: bool)
             return _adam(r * (m + n) + nnz) + Elements(index=nnz)
         case _:
             assert_never(settings)
+
+
+def _has_heads(settings: methods.GaLorePlusConfig, matrix: Matrix) -> bool:
+    by_default = settings.targets == (ALL_LINEAR,) and settings.head_targets == methods.GaLorePlusConfig().head_targets
+    return matrix.name in (HEAD_TARGETS if by_default else settings.head_targets)
 
 
 def _subspace(optimizer: Literal["adamw", "msgd"], frozen: int, core: int) -> Elements:
@@ -218,8 +251,9 @@ def memory(
     offload: Literal["none", "cpu"] = "none",
     offload_parameters: Literal["none", "cpu"] = "none",
     processes: int = 1,
+    beside: Others = "trained",
 ) -> Memory:
-    """Bytes of the rank that has most; the settings' names are the spec's.
+    """Bytes of the rank that has most; the settings' names are the spec's, `beside` is its optimisation.others.
 
     Raises SpecError as `elements`, and for what no run can be.
     """
@@ -232,7 +266,7 @@ def memory(
         raise SpecError(f"deepspeed.offload_parameters: stage {zero_stage} keeps parameters whole; use zero_stage 3")
     if processes < 1:
         raise SpecError(f"resources.processes: {processes} is below 1")
-    found = elements(settings, model)
+    found = elements(settings, model, beside)
 
     def share(count: int, first_stage: int) -> int:
         return -(-count // processes) if zero_stage >= first_stage else count

@@ -1,7 +1,7 @@
 """Settings of a method that would not do what their names say, found when a job is submitted. Imports no torch."""
 
 from trainer import methodconfig as methods
-from trainer.presets import Shape
+from trainer.presets import ALL_LINEAR, Shape
 
 # (field, what is wrong and what to do)
 Problem = tuple[str, str]
@@ -78,7 +78,7 @@ def _golore(method: methods.GoLoreConfig, steps: int) -> Problem | None:
 
 
 def _galore_plus(method: methods.GaLorePlusConfig, steps: int) -> Problem | None:
-    if strange := sorted(set(method.head_targets) - set(method.targets)):
+    if method.targets != (ALL_LINEAR,) and (strange := sorted(set(method.head_targets) - set(method.targets))):
         return (
             "method.head_targets",
             f"{strange[0]!r} is not among method.targets ({', '.join(method.targets)}); add it there, or leave it out",
@@ -105,7 +105,7 @@ def rank_problem(method: methods.MethodConfig, shape: Shape, model: str) -> str 
         return None
     pinv = isinstance(method, methods.GaRareConfig) and method.back_projection == "pinv"
     for name, (rows, columns) in shape.target_sides().items():
-        if name not in method.targets:
+        if not method.has_target(name):
             continue
         if method.rank > min(rows, columns):
             return (

@@ -5,11 +5,12 @@ Defaults are the papers'; where a paper gives them by model size, a field is Non
 """
 
 import math
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from trainer.presets import LLAMA_TARGETS, usual_rank
+from trainer.presets import ALL_LINEAR, LLAMA_TARGETS, usual_rank
+from trainer.strict import refuse
 
 
 class MethodSettings(BaseModel):
@@ -56,8 +57,27 @@ class TargetedSettings(MethodSettings):
     targets: tuple[str, ...] = Field(
         default=LLAMA_TARGETS,
         min_length=1,
-        description="last part of the names of the linear modules that are replaced; all others train in full",
+        description="last part of the names of the linear modules that are replaced (optimisation.others says what "
+        "becomes of all else), or all-linear: every one in the model's repeated blocks. In fine-tuning that is the "
+        "default, but for a preset",
     )
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _a_word_for_all(cls, given: Any) -> Any:
+        return (ALL_LINEAR,) if given == ALL_LINEAR else given
+
+    @field_validator("targets")
+    @classmethod
+    def _all_or_names(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if ALL_LINEAR in targets and len(targets) > 1:
+            others = ", ".join(target for target in targets if target != ALL_LINEAR)
+            raise refuse("method.targets", f"{ALL_LINEAR} holds all targets already; leave it out, or {others}")
+        return targets
+
+    def has_target(self, name: str) -> bool:
+        """Whether a linear module of a LLaMA's blocks, by the last part of its name, is replaced."""
+        return name in (LLAMA_TARGETS if self.targets == (ALL_LINEAR,) else self.targets)
 
 
 class RankedSettings(TargetedSettings):
@@ -180,7 +200,9 @@ arXiv:2412.19820"
     svd: Literal["exact", "randomized"] = Field(default="randomized", description="as in galore")
     moments: Moments = Field(default="kept", description=_MOMENTS)
     head_targets: tuple[str, ...] = Field(
-        default=("q_proj", "k_proj"), description="targets whose heads share one basis and that have a residual"
+        default=("q_proj", "k_proj"),
+        description="targets whose heads share one basis and that have a residual; with targets all-linear by default "
+        "those of the model's family",
     )
     residual_density: float = Field(
         default=0.012, ge=0, le=1, description="share of a head target's entries with a residual; 0: no residual"

@@ -13,6 +13,11 @@ from trainer.errors import SpecError
 # The matrices of a LLaMA block, by the last part of their module name.
 LLAMA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+# In the place of names: every linear module of the model's repeated blocks.
+ALL_LINEAR = "all-linear"
+# What the families of transformers call the maps to queries and keys, whose rows belong to heads.
+HEAD_TARGETS = ("q_proj", "k_proj", "query", "key", "query_proj", "key_proj", "q_lin", "k_lin")
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -6,7 +6,7 @@ switch, in an export, in a test. It never reads its own size off a parameter, wh
 
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from trainer.errors import SpecError
 from trainer.lowrank.linalg import wide
 from trainer.lowrank.probe import Probe, capture
 from trainer.lowrank.rounding import stochastic_bf16
+from trainer.lowrank.targets import target_linears
 from trainer.zero import Shards, shape_of
 
 # A parameter's whole value; `Shards.read` in an engine. Collective there.
@@ -144,21 +145,15 @@ def replace_targets(
     rank: int | None = None,
     fill: OnModule = leave,
     done: OnModule = leave,
+    besides: Collection[int] = (),
 ) -> list[Any]:
-    """Put `make(linear, name, index)` in the place of every nn.Linear whose name ends in one of `targets`.
+    """Put `make(linear, name, index)` in the place of every nn.Linear that `targets` mean, but for those whose weight's
+    identity is among `besides`.
 
     `fill` is called with the linear before, `done` with the new layer after. Returned in the model's order. Raises
     SpecError when a target matches nothing, shares its weight, or has a side below `rank`.
     """
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in targets
-    ]
-    for target in targets:
-        if not any(name.rpartition(".")[2] == target for name, _ in found):
-            linears = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)})
-            raise SpecError(f"method.targets: no linear module is called {target!r}; this model has {linears}")
+    found = target_linears(model, targets, besides)
     names_of: dict[int, list[str]] = {}
     for parameter_name, parameter in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(id(parameter), []).append(parameter_name)

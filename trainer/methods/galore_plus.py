@@ -31,9 +31,11 @@ from trainer.lowrank.linalg import wide
 from trainer.lowrank.projected import ProjectedLinear
 from trainer.lowrank.residual import QUIET, ResidualLinear
 from trainer.lowrank.switch import SwitchReport
+from trainer.lowrank.targets import target_linears
+from trainer.methodconfig import GaLorePlusConfig
 from trainer.methods.base import StepContext
 from trainer.methods.galore import GaLore
-from trainer.presets import head_size_of
+from trainer.presets import ALL_LINEAR, HEAD_TARGETS, head_size_of
 from trainer.zero import Shards
 
 
@@ -41,6 +43,7 @@ class GaLorePlus(GaLore):
     def __init__(self, spec: TrainingSpec) -> None:
         super().__init__(spec)
         self.head_size = 0
+        self.head_names: set[str] = set()
 
     def look_at(self, model: nn.Module) -> None:
         size = head_size_of(getattr(model, "config", None))
@@ -49,6 +52,23 @@ class GaLorePlus(GaLore):
                 "method.head_targets: this model's configuration states no num_attention_heads; choose galore"
             )
         self.head_size = size
+        self.head_names = self._head_names(model)
+
+    def _head_names(self, model: nn.Module) -> set[str]:
+        """Last parts of the names of the linear modules whose rows belong to heads."""
+        named = set(self.config.head_targets)
+        if self.config.targets != (ALL_LINEAR,):
+            return named
+        there = {name.rpartition(".")[2] for name, _ in target_linears(model, self.config.targets)}
+        # By default those of the model's family.
+        default = named == set(GaLorePlusConfig().head_targets)
+        wanted = set(HEAD_TARGETS) & there if default else named
+        if (default and not wanted) or wanted - there:
+            raise SpecError(
+                f"method.head_targets: {min(wanted - there or named)!r} is no linear module of this model's blocks, "
+                f"which have {sorted(there)}; name those that make queries and keys, or none: []"
+            )
+        return wanted
 
     def make(self, linear: nn.Linear, name: str, index: int) -> ProjectedLinear:
         config = self.config
@@ -64,7 +84,7 @@ class GaLorePlus(GaLore):
         return ResidualLinear(linear, name, config.rank, config.residual_density)
 
     def has_heads(self, name: str) -> bool:
-        return name.rpartition(".")[2] in self.config.head_targets
+        return name.rpartition(".")[2] in self.head_names
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, object]]:
         collectors = [layer.collector for layer in self._residuals()]
