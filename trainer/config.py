@@ -11,12 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from trainer import defaults
 from trainer.combinations import combination_problem
-from trainer.datasetconfig import (
-    SOURCES,
-    DatasetSpec,
-    Examples,
-)
+from trainer.datasetconfig import SOURCES, DatasetSpec, Examples, LabelledDataset
 from trainer.guard import GuardSpec
 from trainer.methodcheck import problem_of, rank_problem
 from trainer.methodconfig import MethodConfig, TargetedSettings
@@ -53,6 +50,7 @@ def describe(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 _MOST_STEPS = 2**31 - 1
+_ALL = 2**31 - 1
 BYTE_VOCABULARY = 257  # one id a byte, and the end of a document
 
 
@@ -83,8 +81,8 @@ class Optimisation(Strict):
     )
     others: Literal["trained", "frozen"] | None = Field(
         default=None,
-        description="what the method does not replace; default: trained, but frozen in fine-tuning by a low-rank "
-        "method. A classifier's new head is always trained",
+        description="what the method does not replace; default: trained, but frozen where a low-rank method fine-tunes "
+        "pretrained weights. A classifier's head is always trained",
     )
     warmup_steps: int | None = Field(default=None, ge=0, description="linear warm-up; default: a tenth of the steps")
     final_rate_ratio: float = Field(default=0.1, ge=0, le=1, description="cosine decay ends at this share of η")
@@ -100,7 +98,12 @@ class Optimisation(Strict):
     )
     activation_checkpointing: bool = False
     evaluate_every: int | None = Field(default=None, ge=1, description="steps; default: a tenth of the run")
-    evaluation_sequences: int = Field(default=128, ge=1, description="at most this many held-out sequences")
+    evaluation_sequences: int = Field(
+        default=128,
+        ge=1,
+        description="at most this many held-out sequences, or examples; default in task classify: all, written as "
+        f"{_ALL}",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="of weights, data order and random bases")
 
     @field_validator("betas")
@@ -190,9 +193,11 @@ class TrainingSpec(SpecFields):
             raise refuse("dataset.source", f"task {self.task} takes {allowed}, not {self.dataset.source}; change one")
         preset = self.model.preset if isinstance(self.model, PresetModel) else None
         # A frozen model is not changed once it is made; this is still its making.
-        object.__setattr__(self, "method", self.method.resolved(preset))
         resolved = _resolve_optimisation(self, preset)
         object.__setattr__(self, "optimisation", resolved)
+        glue, pretrained = _glue_of(self.dataset), starts_from_weights(self.model)
+        method = defaults.with_defaults(self.method, self.task, glue, preset, pretrained, resolved.steps or 0)
+        object.__setattr__(self, "method", method)
         every = self.checkpoints.every or max(1, (resolved.steps or 0) // 10)
         object.__setattr__(self, "checkpoints", self.checkpoints.model_copy(update={"every": every}))
         object.__setattr__(self, "tokenizer", self.tokenizer or _tokenizer_of(self.model))
@@ -213,6 +218,10 @@ class TrainingSpec(SpecFields):
         size, large = self.method.large_switches(self.optimisation.steps)
         done = len(range(large.start, min(step, large.stop), large.step)) if large else 0
         return step + (size - 1) * done
+
+
+def _glue_of(dataset: DatasetSpec) -> str | None:
+    return dataset.glue if isinstance(dataset, LabelledDataset) else None
 
 
 def _tokenizer_of(model: ModelSpec) -> str:
@@ -238,6 +247,14 @@ def _check_method(spec: "TrainingSpec") -> None:
     assert optimisation.steps is not None
     if method.name == "full" and optimisation.others_learning_rate is not None:
         raise refuse("optimisation.others_learning_rate", "full replaces nothing and has one rate; leave it out")
+    if method.name == "full" and optimisation.others == "frozen":
+        raise refuse("optimisation.others", "full trains everything, so there are no others to freeze; leave it out")
+    if optimisation.others == "frozen" and spec.task != "classify" and optimisation.others_learning_rate is not None:
+        raise refuse(
+            "optimisation.others_learning_rate",
+            f"{optimisation.others_learning_rate:g} is the rate of nothing where the others are frozen; leave it out, "
+            "or set optimisation.others to trained",
+        )
     problem = problem_of(method, optimisation.steps, starts_from_weights(spec.model), optimisation.weight_decay)
     if problem:
         raise refuse(*problem)
@@ -256,7 +273,14 @@ def _resolve_optimisation(spec: TrainingSpec, preset: str | None) -> Optimisatio
             f"global_batch {given.global_batch} does not divide by micro_batch {micro} × {ranks} ranks",
         )
 
-    trains_all = spec.task == "pretrain" or spec.method.name == "full"
+    pretrained = starts_from_weights(spec.model)
+    trains_all = spec.task == "pretrain" or spec.method.name == "full" or not pretrained
+    rate = given.learning_rate or defaults.learning_rate(
+        spec.method, spec.task, _glue_of(spec.dataset), preset, pretrained
+    )
+    evaluated = given.evaluation_sequences
+    if spec.task == "classify" and "evaluation_sequences" not in given.model_fields_set:
+        evaluated = _ALL
     examples = spec.dataset if isinstance(spec.dataset, Examples) else None
     steps = _steps_of_examples(given, examples) if examples else _steps_of_stream(given, length)
     warmup = given.warmup_steps if given.warmup_steps is not None else steps // 10
@@ -270,9 +294,10 @@ def _resolve_optimisation(spec: TrainingSpec, preset: str | None) -> Optimisatio
             "tokens": None if examples else steps * given.global_batch * length,
             "micro_batch": micro,
             "others": given.others or ("trained" if trains_all else "frozen"),
-            "learning_rate": given.learning_rate or spec.method.learning_rate(preset),
+            "learning_rate": rate,
             "warmup_steps": warmup,
             "evaluate_every": given.evaluate_every or tenth,
+            "evaluation_sequences": evaluated,
         }
     )
 

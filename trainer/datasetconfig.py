@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from trainer import glue
 from trainer.strict import Strict, refuse
 
 
@@ -101,6 +102,10 @@ class ExamplesDataset(_Examples):
     )
 
 
+# By the kind of labels; the first is the default that judges a run.
+METRICS = {"classes": ("accuracy", "f1", "matthews"), "number": ("pearson", "spearman")}
+
+
 class LabelledDataset(_Examples):
     """Sentences, or pairs of them, with a label: for task classify. `trainer.glue` has those of GLUE by name."""
 
@@ -110,8 +115,39 @@ class LabelledDataset(_Examples):
         default=None, min_length=2, description="the classes' names, in order; default: those found, sorted"
     )
     kind: Literal["classes", "number"] = Field(default="classes", description="number: regression on one label")
-    metric: str | None = Field(default=None, description="that a run is judged by; default: accuracy, or pearson")
+    metric: str | None = Field(
+        default=None, description="that a run is judged by: accuracy, f1, matthews; of a regression pearson, spearman"
+    )
     sequence_length: int = Field(default=128, ge=2, le=1_048_576, description="most tokens of an example; more are cut")
+
+    @model_validator(mode="after")
+    def _resolve(self) -> "LabelledDataset":
+        """By the task of GLUE, or by what the labels are: what was not given, and what may not be."""
+        task = None
+        if self.glue is not None:
+            name = glue.name_of(self.glue)
+            if name is None:
+                raise refuse("dataset.glue", f"unknown task {self.glue!r}; choose one of {', '.join(glue.TASKS)}")
+            task = glue.TASKS[name]
+            kind = "classes" if task.labels else "number"
+            for field, theirs in ("kind", kind), ("labels", task.labels), ("columns", {}):
+                own = getattr(self, field)
+                if field in self.model_fields_set and own not in (theirs, None):
+                    raise refuse(f"dataset.{field}", f"is what GLUE's {name} has, not {own!r}; leave it out, or glue")
+            # A frozen dataset is not changed once it is made; this is still its making.
+            for field, value in ("glue", name), ("kind", kind), ("labels", task.labels):
+                object.__setattr__(self, field, value)
+        known = METRICS[self.kind]
+        if self.metric is None:
+            object.__setattr__(self, "metric", task.metrics[0] if task else known[0])
+        if self.metric not in known:
+            raise refuse("dataset.metric", f"{self.metric!r} does not judge {self.kind}; choose {', '.join(known)}")
+        if self.kind == "number" and self.labels:
+            raise refuse("dataset.labels", "a regression has one number and no labels; leave them out")
+        if self.labels and len(set(self.labels)) < len(self.labels):
+            twice = next(label for label in self.labels if self.labels.count(label) > 1)
+            raise refuse("dataset.labels", f"{twice!r} stands there twice; name each class once")
+        return self
 
 
 DatasetSpec = Annotated[

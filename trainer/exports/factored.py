@@ -49,5 +49,5 @@ def write_factored(trained: Trained, destination: Destination) -> None:
     write_configuration(trained.model, destination)
     write_shards(tensors, trained.stored.get, destination, STEM)
     scale = method.scale if isinstance(method, LoroConfig) else 1.0
-    facts = {"format": FORMAT, "rank": method.rank, "scale": scale, "targets": list(method.targets)}
+    facts = {"format": FORMAT, "rank": method.rank, "scale": scale, "targets": trained.targets}
     (destination.directory / FACTORS).write_text(json.dumps(facts, indent=2) + "\n")

@@ -14,6 +14,7 @@ from trainer.errors import CheckpointError
 from trainer.lowrank.adapted import Adapted
 from trainer.methods import make_method
 from trainer.model import structure
+from trainer.presets import ALL_LINEAR
 from trainer.rundir import RunDir
 from trainer.tokenizer import load_tokenizer
 
@@ -36,7 +37,19 @@ class Trained:
         self.layers: dict[str, Adapted] = {layer.name: layer for layer in method.layers}
         self.stored = Tensors(checkpoint)
         self.stored.restore_buffers(self.model)
+        self._trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         self._name_of = {id(parameter): name for name, parameter in self.model.named_parameters()}
+
+    def is_trained(self, key: str) -> bool:
+        """Whether the plain model's tensor `key`, which is no replaced weight matrix, was trained with the method."""
+        return self.spec.optimisation.others != "frozen" or key in self._trained
+
+    @property
+    def targets(self) -> list[str]:
+        """Names that mean the replaced layers and nothing else, here and to peft."""
+        named = getattr(self.spec.method, "targets", ())
+        by_last_part = named != (ALL_LINEAR,) and self.spec.task != "classify"
+        return list(named) if by_last_part else list(self.layers)
 
     def layer_of(self, key: str) -> Adapted | None:
         """The layer whose weight matrix the plain model's tensor `key` is."""

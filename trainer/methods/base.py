@@ -9,6 +9,7 @@ from torch import nn
 
 from trainer.batch import Batch
 from trainer.config import TrainingSpec
+from trainer.heads import head_parameters
 from trainer.lowrank.adapted import Adapted, OnModule, leave, replace_targets
 from trainer.lowrank.switch import SwitchReport
 from trainer.methodconfig import RankedSettings, TargetedSettings
@@ -50,13 +51,23 @@ class Method:
         with what has taken its place.
         """
         self.look_at(model)
+        head = {id(parameter) for parameter in head_parameters(model).values()} if self.has_head else set()
+        if self.spec.optimisation.others == "frozen":
+            # Before the targets are replaced: what takes their place brings parameters of its own.
+            for parameter in model.parameters():
+                parameter.requires_grad_(id(parameter) in head)
         settings = self.spec.method
         if isinstance(settings, TargetedSettings):
             rank = settings.rank if isinstance(settings, RankedSettings) else None
-            self.layers = replace_targets(model, settings.targets, self.make, rank, fill, done)
+            self.layers = replace_targets(model, settings.targets, self.make, rank, fill, done, besides=head)
         if self.spec.optimisation.merge == "stochastic":
             for layer in self.layers:
                 layer.rounding_seed = self.spec.optimisation.seed
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the model is a classifier: its head is trained in full, whatever the method and its targets."""
+        return self.spec.task == "classify"
 
     def keep_masters(self, shards: Shards) -> None:
         """Where the run wants frozen weights in fp32 too. Once, after the engine is built. Collective."""
