@@ -16,7 +16,7 @@ from starlette.responses import Response
 from api import errors
 from api.deps import Services
 from api.limits import BodyLimit, Rates
-from api.routes import jobs, methods, operations, workers
+from api.routes import jobs, methods, operations, webhooks, workers
 from api.times import HttpTimes
 from jobs.database import Database
 from jobs.metrics import BuildCollector
@@ -57,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.middleware("http")(HttpTimes(registry))
     app.middleware("http")(_request_id)
     errors.install(app)
-    for module in (jobs, workers, methods, operations):
+    for module in (jobs, workers, methods, webhooks, operations):
         app.include_router(module.router)
     if tracing.provider() is not None:
         from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor

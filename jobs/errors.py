@@ -5,9 +5,11 @@ JobsError
 ├── ModelNotFound      no model that the caller may use has this name
 ├── WorkerNotFound     no worker has this name
 ├── KeyNotFound        no API key has this id
-├── UnknownCursor      no job has the id that a page was to begin behind
 ├── Refused            a field of a request names what is not there, or contradicts another
 ├── NotChecked         an uploaded file is still being looked at: later it may do
+├── WebhookNotFound    no webhook of the caller's has this id
+├── NotDelivered       nobody has answered a webhook's test
+├── UnknownCursor      nothing has the id that a page was to begin behind
 ├── WrongState         the job's state does not allow the operation
 ├── ModelInUse         a job that has not ended starts from a model that is to be deleted
 ├── FilesInUse         a job's files cannot be removed just now
@@ -61,9 +63,19 @@ class KeyNotFound(JobsError):
         super().__init__(f"there is no API key {key_id!r}; `stiefel keys list` lists them")
 
 
+class WebhookNotFound(JobsError):
+    def __init__(self, webhook_id: str) -> None:
+        super().__init__(f"there is no webhook {webhook_id!r}; GET /v1/webhook_endpoints lists them")
+
+
+class NotDelivered(JobsError):
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"{url} has not answered: {reason}")
+
+
 class UnknownCursor(JobsError):
-    def __init__(self, after: str) -> None:
-        super().__init__(f"after: there is no job {after!r}; give the last_id of the page before")
+    def __init__(self, after: str, kind: str = "job") -> None:
+        super().__init__(f"after: there is no {kind} {after!r}; give the last_id of the page before")
 
 
 class WrongState(JobsError):

@@ -10,8 +10,9 @@ import threading
 
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from jobs import schedule, upkeep, workers
+from jobs import deliveries, schedule, upkeep, workers
 from jobs.database import Database
+from jobs.deliveries import Deliverer
 from jobs.exporter import Exporter
 from jobs.queue import BROKER_ERRORS, Doorbell
 from jobs.settings import Settings
@@ -22,19 +23,22 @@ log = logging.getLogger("stiefel.reaper")
 
 def run(database: Database, settings: Settings, stop: threading.Event, exporter: Exporter | None = None) -> None:
     """Until `stop` is set. A database or broker that is away is waited for, not died of."""
-    doorbell = Doorbell(settings)
+    doorbell, deliverer = Doorbell(settings), Deliverer(database, settings)
     while not stop.wait(settings.upkeep_seconds):
-        well = _round(database, settings, doorbell)
+        well = _round(database, settings, doorbell, deliverer)
         if exporter is not None:
             exporter.rounds.ended(well)
+    deliverer.close()
 
 
-def _round(database: Database, settings: Settings, doorbell: Doorbell) -> bool:
+def _round(database: Database, settings: Settings, doorbell: Doorbell, deliverer: Deliverer) -> bool:
     """Whether database and broker answered."""
     try:
         upkeep.requeue_lost(database, settings)
         if settings.preemption and (preempted := schedule.preempt(database, settings)):
             log.info("%d jobs make room for others", preempted)
+        deliverer.start_due()
+        deliveries.forget(database)
         wanted = upkeep.queues(database, settings)
         waiting = doorbell.waiting(wanted)
         if again := upkeep.announce_again(database, settings, waiting):

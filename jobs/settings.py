@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from jobs.outward import Reach
 from trainer.logs import Form, Level
 from trainer.modelconfig import DirectoryModel, ModelSpec
 
@@ -115,6 +116,12 @@ class Settings(BaseSettings):
                 raise ValueError(f"STIEFEL_MODELS: {name!r} has the relative path {model.path!r}; give an absolute one")
         return models
 
+    webhooks: Literal["", "off", "public", "any"] = Field(
+        default="",
+        description="whom the reaper calls for users' webhooks: nobody, public addresses over https, or any address, "
+        "also of this machine and its network; default: public with API keys, any without them",
+    )
+
     @model_validator(mode="after")
     def _beats_in_time(self) -> Self:
         if self.lease_seconds < 3 * self.beat_seconds:
@@ -128,6 +135,11 @@ class Settings(BaseSettings):
     def worker_timeout(self) -> float:
         """A worker that has not been seen for so many seconds is away."""
         return 3 * self.beat_seconds + 2
+
+    @property
+    def webhooks_reach(self) -> Reach:
+        """Without API keys, only somebody who could call from this machine themselves can ask for it."""
+        return self.webhooks or ("any" if self.auth == "off" else "public")
 
     @cached_property
     def url(self) -> str:

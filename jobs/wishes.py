@@ -6,7 +6,7 @@ from pathlib import Path
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from jobs import counters, keys
+from jobs import counters, keys, webhooks
 from jobs.database import Database, clock
 from jobs.errors import FilesInUse, JobNotFound, WrongState
 from jobs.journal import add_event, announce_later
@@ -28,6 +28,7 @@ def cancel(database: Database, job_id: str) -> Job:
             job.state = State.CANCELLED
             add_event(session, job_id, "cancelled", None, {})
             counters.add(database, session, "jobs_finished", State.CANCELLED, 1)
+            webhooks.tell(session, job)
         elif job.state == State.RUNNING and job.cancel_requested_at is None:
             job.cancel_requested_at = clock(session)
             add_event(session, job_id, "cancel_requested", None, {})
