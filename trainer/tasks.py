@@ -9,6 +9,8 @@ import torch
 from trainer import data
 from trainer.config import TrainingSpec
 from trainer.events import Event
+from trainer.finetune import make
+from trainer.finetune.task import ExampleTask
 from trainer.task import Make, Task
 
 
@@ -29,4 +31,5 @@ class Kind:
 
 TASKS: dict[str, Kind] = {
     "pretrain": Kind(data.tokenise, data.Sequences, later={"sequence_length", "validation_fraction"}),
+    "finetune": Kind(make.make, ExampleTask, later={"validation_fraction", "packing", "examples"}, tell=make.tell),
 }

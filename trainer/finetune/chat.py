@@ -1,0 +1,145 @@
+"""Conversations as text, by a chat template, and which of its characters the assistant says.
+
+A template that marks them itself, by {% generation %}, is believed. Of another one it is found out by rendering the
+conversation up to each of the assistant's messages, with the header that invites an answer, and through it: what was
+added is the answer, with what ends its turn. That needs each of these to begin the next, and is refused where a
+template writes earlier messages otherwise once later ones are there.
+"""
+
+import json
+import re
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from trainer.errors import SpecError
+from trainer.examples import BadExample, Chat
+
+# For a tokeniser that has none: each message below its role; the end-of-text token after what the assistant says.
+PLAIN_TEMPLATE = """\
+{%- if tools %}{{ 'Tools:\\n' + (tools | tojson) + '\\n\\n' }}{% endif -%}
+{%- for message in messages -%}
+{{- (message['role'] | capitalize) + ':\\n' -}}
+{%- if message['role'] == 'assistant' -%}
+{%- generation -%}
+{{- message['content'] or '' -}}
+{%- if message['tool_calls'] %}{{ message['tool_calls'] | tojson }}{% endif -%}
+{{- eos_token or '' -}}
+{%- endgeneration -%}
+{%- else -%}
+{{- message['content'] -}}
+{%- endif -%}
+{{- '\\n\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif -%}
+"""
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+Range = tuple[int, int]
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, wanted: str | None) -> str | dict[str, str]:
+    """What was asked for, else the tokeniser's own (several by name, with some), else the plain one."""
+    return wanted or tokenizer.chat_template or PLAIN_TEMPLATE
+
+
+def render(tokenizer: PreTrainedTokenizerBase, template: str | dict[str, str], chat: Chat) -> tuple[str, list[Range]]:
+    """(the conversation as text, the ranges of its characters that are learnt).
+
+    A message of weight 0 is not learnt. Raises BadExample, or SpecError where the template is none.
+    """
+    messages, tools = [_for_template(message) for message in chat.messages], list(chat.tools) if chat.tools else None
+    text_of = _Renderer(tokenizer, template, tools)
+    said = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    learnt = [index for index in said if chat.messages[index].get("weight", 1)]
+    if text_of.marks:
+        text, ranges = text_of.marked(messages)
+        if len(learnt) == len(said):
+            return text, ranges
+        if len(ranges) != len(said):
+            raise BadExample(
+                f"messages have weights, but the chat template marks {len(ranges)} parts of a conversation in which "
+                f"the assistant speaks {len(said)} times; leave the weights out, or give dataset.chat_template"
+            )
+        return text, [part for index, part in zip(said, ranges, strict=True) if index in learnt]
+    text = text_of(messages)
+    return text, [text_of.added_by(messages, index, text) for index in learnt]
+
+
+class _Renderer:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: str | dict[str, str], tools: list[dict[str, Any]] | None
+    ) -> None:
+        if isinstance(template, dict):
+            template = tokenizer.get_chat_template(None, tools)
+        self._template: str = template
+        self._tools: Any = tools
+        self._special: dict[str, Any] = {
+            key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)
+        }
+        self._ends = tuple(tokenizer.all_special_tokens)
+        self.marks = bool(_GENERATION.search(template))
+
+    def __call__(self, messages: list[dict[str, Any]], invite: bool = False) -> str:
+        return self._render(messages, invite, False)[0]
+
+    def marked(self, messages: list[dict[str, Any]]) -> tuple[str, list[Range]]:
+        text, ranges = self._render(messages, False, True)
+        return text, [(int(begin), int(end)) for begin, end in ranges]
+
+    def added_by(self, messages: list[dict[str, Any]], index: int, text: str) -> Range:
+        """The characters of `text`, the whole conversation, that the message adds behind its header."""
+        before = self(messages[:index], invite=True) if index else ""
+        through = self(messages[: index + 1])
+        if not through.startswith(before) or not text.startswith(through):
+            raise BadExample(
+                f"the chat template writes what comes before and with messages[{index}] otherwise when more follows, "
+                "so what the assistant says cannot be told from the rest; give dataset.chat_template with "
+                "{% generation %} … {% endgeneration %} around it, or train on all tokens (train_on: all)"
+            )
+        # A line's end after the token that ends the turn comes from the template; no model is asked for it.
+        trimmed = through.rstrip()
+        return len(before), len(trimmed if trimmed.endswith(self._ends) else through)
+
+    def _render(self, messages: list[dict[str, Any]], invite: bool, marked: bool) -> tuple[str, Any]:
+        try:
+            found: Any = render_jinja_template(
+                conversations=[messages],
+                tools=self._tools,
+                chat_template=self._template,
+                return_assistant_tokens_mask=marked,
+                add_generation_prompt=invite,
+                **self._special,
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise BadExample(f"the chat template refuses the conversation: {error}") from error
+        texts, ranges = found
+        return texts[0], ranges[0] if marked else []
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, template: str | dict[str, str]) -> None:
+    """Raises SpecError for a template that cannot be read."""
+    for text in template.values() if isinstance(template, dict) else [template]:
+        try:
+            render_jinja_template(conversations=[], chat_template=text)
+        except TemplateError as error:
+            raise SpecError(f"dataset.chat_template: is no template that can be read: {error}") from error
+
+
+def _for_template(message: dict[str, Any]) -> dict[str, Any]:
+    """As templates expect it: OpenAI has the arguments of a call as a string of JSON, they as an object."""
+    kept = {name: value for name, value in message.items() if name != "weight"}
+    if isinstance(calls := kept.get("tool_calls"), list):
+        kept["tool_calls"] = [_call(call) for call in calls]
+    return kept
+
+
+def _call(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        return call | {"function": function | {"arguments": json.loads(function["arguments"])}}
+    except ValueError:
+        return call
