@@ -44,13 +44,17 @@ def template_of(tokenizer: PreTrainedTokenizerBase, wanted: str | None) -> str |
     return wanted or tokenizer.chat_template or PLAIN_TEMPLATE
 
 
-def render(tokenizer: PreTrainedTokenizerBase, template: str | dict[str, str], chat: Chat) -> tuple[str, list[Range]]:
-    """(the conversation as text, the ranges of its characters that are learnt).
+def render(tokenizer: PreTrainedTokenizerBase, template: str | dict[str, str], chat: Chat) -> str:
+    """The conversation as text. Raises BadExample."""
+    messages, text_of = _prepared(tokenizer, template, chat)
+    return text_of(messages)
 
-    A message of weight 0 is not learnt. Raises BadExample, or SpecError where the template is none.
-    """
-    messages, tools = [_for_template(message) for message in chat.messages], list(chat.tools) if chat.tools else None
-    text_of = _Renderer(tokenizer, template, tools)
+
+def render_with_answers(
+    tokenizer: PreTrainedTokenizerBase, template: str | dict[str, str], chat: Chat
+) -> tuple[str, list[Range]]:
+    """(the same, the ranges of its characters that are learnt). A message of weight 0 is not. Raises BadExample."""
+    messages, text_of = _prepared(tokenizer, template, chat)
     said = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     learnt = [index for index in said if chat.messages[index].get("weight", 1)]
     if text_of.marks:
@@ -65,6 +69,13 @@ def render(tokenizer: PreTrainedTokenizerBase, template: str | dict[str, str], c
         return text, [part for index, part in zip(said, ranges, strict=True) if index in learnt]
     text = text_of(messages)
     return text, [text_of.added_by(messages, index, text) for index in learnt]
+
+
+def _prepared(
+    tokenizer: PreTrainedTokenizerBase, template: str | dict[str, str], chat: Chat
+) -> tuple[list[dict[str, Any]], "_Renderer"]:
+    messages, tools = [_for_template(message) for message in chat.messages], list(chat.tools) if chat.tools else None
+    return messages, _Renderer(tokenizer, template, tools)
 
 
 class _Renderer:

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer import heldout
 from trainer.batch import Batch, CountRight
 from trainer.config import TrainingSpec
-from trainer.finetune.leakage import check_packing
+from trainer.finetune.leakage import border_mask, needs_mask
 from trainer.finetune.make import dataset_of
 from trainer.finetune.packing import deal, pack
 from trainer.order import Order, groups
@@ -36,6 +36,7 @@ class ExampleTask:
         self.prepared = Prepared(directory, meta)
         self.training, self.held_out = training_of(dataset_of(spec), meta["examples"], meta["validation"])
         self._spec, self._rank, self._device = spec, rank, device
+        self._masks = False
         self._packing, self._limit = dataset_of(spec).packing, spec.dataset.sequence_length
         assert spec.optimisation.micro_batch is not None
         self._micro = spec.optimisation.micro_batch
@@ -65,7 +66,7 @@ class ExampleTask:
 
     def check(self, model: Any) -> None:
         if self._packing:
-            check_packing(model, self._limit, self._device)
+            self._masks = needs_mask(model, self._limit, self._device)
 
     def evaluate(self, model: Any) -> Measured | None:
         chosen = list(self.held_out[: self._spec.optimisation.evaluation_sequences])
@@ -101,6 +102,8 @@ class ExampleTask:
     def _batch(self, rows: Sequence[Row], share: float) -> Batch:
         inputs = collate(([self.prepared[number] for number in row] for row in rows), self._packing)
         on_device: dict[str, Any] = {name: value.to(self._device) for name, value in inputs.items()}
+        if self._masks:
+            on_device["attention_mask"] = border_mask(on_device["position_ids"])
         targets = sum(int(self.prepared.marked[row].sum()) for row in rows)
         right = right_of(on_device["labels"])
         return Batch(on_device | {"use_cache": False}, weight=targets * share, targets=targets, right=right)

@@ -17,7 +17,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from trainer.datasetconfig import ExamplesDataset
 from trainer.errors import SpecError
 from trainer.examples import Chat, Example, Prompt, Text
-from trainer.finetune.chat import Range, check_template, render, template_of
+from trainer.finetune.chat import Range, check_template, render, render_with_answers, template_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class Encoder:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _chat(self, chat: Chat) -> Tokens:
-        text, learnt = render(self._tokenizer, self.template, chat)
+        if self._all:
+            return Tokens(ids := self._ids(render(self._tokenizer, self.template, chat)), [1] * len(ids))
+        text, learnt = render_with_answers(self._tokenizer, self.template, chat)
         found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return Tokens(list(found["input_ids"]), _marks(found["offset_mapping"], learnt))
 
