@@ -35,7 +35,9 @@ _MEANINGS = {
     409: "The state of the thing does not allow it, or an Idempotency-Key came with another body",
     413: "The body is too large",
     429: "Too many requests (Retry-After says when to try again), or a quota is used up",
-    503: "The database cannot be reached at the moment; try again",
+    500: "It went wrong here; the log says how",
+    501: "This installation has no generator; the message says how to start one",
+    503: "The database, or the generator, cannot be reached at the moment, or is busy; try again",
 }
 
 

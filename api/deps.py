@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from api.generator import Generator
 from api.limits import Rates
 from jobs.database import Database
 from jobs.queue import Doorbell
@@ -19,6 +20,7 @@ class Services:
     database: Database
     doorbell: Doorbell
     rates: Rates
+    generator: Generator
 
 
 def _services(request: Request) -> Services:

@@ -13,6 +13,13 @@ from starlette.exceptions import HTTPException
 
 from api.answers import answer
 from api.auth import NotPermitted, Unauthenticated
+from api.generator import (
+    GenerationError,
+    GenerationRefused,
+    GeneratorAway,
+    GeneratorBusy,
+    NoGenerator,
+)
 from api.limits import TooManyRequests
 from jobs.errors import (
     FilesInUse,
@@ -104,6 +111,25 @@ def install(app: FastAPI) -> None:
         response = answer(429, str(error), "rate_limit_error", None, "rate_limit_exceeded")
         del response.headers["x-should-retry"]
         response.headers["retry-after"] = str(error.retry_after)
+        return response
+
+    @app.exception_handler(GenerationError)
+    def not_said(_: Request, error: GenerationError) -> JSONResponse:
+        match error:
+            case GenerationRefused(code="model_not_found"):
+                return answer(404, str(error), "not_found_error", error.param, error.code)
+            case GenerationRefused():
+                return answer(400, str(error), "invalid_request_error", error.param, error.code)
+            case GeneratorBusy():
+                response = answer(503, str(error), "server_error", code="generator_busy")
+                response.headers["retry-after"] = error.retry_after
+            case GeneratorAway():
+                response = answer(503, str(error), "server_error", code="unavailable")
+                response.headers["retry-after"] = "5"
+            case _:
+                status, code = (501, "no_generator") if isinstance(error, NoGenerator) else (500, "generation_failed")
+                response = answer(status, str(error), "server_error", code=code)
+                response.headers["x-should-retry"] = "false"
         return response
 
     @app.exception_handler(FilesInUse)

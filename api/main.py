@@ -15,8 +15,9 @@ from starlette.responses import Response
 
 from api import errors
 from api.deps import Services
+from api.generator import Generator
 from api.limits import BodyLimit, Rates
-from api.routes import jobs, methods, operations, webhooks, workers
+from api.routes import generations, jobs, methods, operations, webhooks, workers
 from api.times import HttpTimes
 from jobs.database import Database
 from jobs.metrics import BuildCollector
@@ -42,7 +43,7 @@ Send an API key as `Authorization: Bearer sk-stiefel-…`; each sees its own job
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
-    services = Services(settings, Database(settings.url), Doorbell(settings), Rates(settings))
+    services = Services(settings, Database(settings.url), Doorbell(settings), Rates(settings), Generator(settings))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -57,7 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.middleware("http")(HttpTimes(registry))
     app.middleware("http")(_request_id)
     errors.install(app)
-    for module in (jobs, workers, methods, webhooks, operations):
+    for module in (jobs, generations, workers, methods, webhooks, operations):
         app.include_router(module.router)
     if tracing.provider() is not None:
         from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor

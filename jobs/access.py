@@ -6,7 +6,7 @@ when it starts, since a link may have been changed meanwhile, and the API may no
 
 from jobs.errors import Forbidden
 from jobs.settings import Settings
-from trainer.access import Access, Outside, check
+from trainer.access import Access, Outside, check, check_directory
 from trainer.config import TrainingSpec
 
 
@@ -24,6 +24,14 @@ def refuse(settings: Settings, spec: TrainingSpec) -> None:
     """Raises Forbidden for the first thing that the spec names outside of the rules."""
     try:
         check(spec, of(settings))
+    except Outside as error:
+        raise Forbidden(error.field, error.reason) from error
+
+
+def refuse_directory(settings: Settings, field: str, path: str) -> None:
+    """Likewise, for a directory that is to be read from, named by `field`."""
+    try:
+        check_directory(field, path, of(settings))
     except Outside as error:
         raise Forbidden(error.field, error.reason) from error
 

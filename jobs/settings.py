@@ -122,6 +122,21 @@ class Settings(BaseSettings):
         "also of this machine and its network; default: public with API keys, any without them",
     )
 
+    generator_url: str = Field(
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        description="of `python -m trainer serve`, for trying models out; default: there is none",
+    )
+    generator_secret: str = Field(
+        default="", repr=False, description="what the generator asks the API for: 16 characters or more, on both sides"
+    )
+
+    @model_validator(mode="after")
+    def _generator_knows_us(self) -> Self:
+        if self.generator_url and len(self.generator_secret) < 16:
+            raise ValueError("STIEFEL_GENERATOR_SECRET: give the generator's own, of 16 characters or more")
+        return self
+
     @model_validator(mode="after")
     def _beats_in_time(self) -> Self:
         if self.lease_seconds < 3 * self.beat_seconds:

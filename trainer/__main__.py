@@ -1,4 +1,4 @@
-"""python -m trainer: run a specification, export a run, list the methods."""
+"""python -m trainer: run a specification, export a run, try a model out, list the methods."""
 
 import argparse
 import json
@@ -119,6 +119,18 @@ def export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def serve(arguments: argparse.Namespace) -> int:
+    logs.configure_trainer()
+    _end_with_parent()
+    try:
+        from trainer.generation.server import serve as answer
+    except ModuleNotFoundError as error:
+        raise SpecError(f"serve: {error.name} is not installed; pip install 'stiefel[serve]' brings it") from error
+
+    answer(arguments.host, arguments.port, arguments.device, arguments.waiting, arguments.idle_seconds)
+    return 0
+
+
 def methods(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({name: config.model_json_schema() for name, config in METHOD_CONFIGS.items()}, indent=1))
@@ -191,6 +203,25 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dtype", choices=["fp32", "bf16"], help="of the weights. Default: the run's own")
     command.add_argument("--json", action="store_true", help="print the answer as JSON")
     command.set_defaults(command=export)
+
+    command = commands.add_parser(
+        "serve",
+        help="answer the API's requests for text, to try models out; no inference server",
+        epilog="example: STIEFEL_GENERATOR_SECRET=$(openssl rand -hex 16) python -m trainer serve --port 8001; the API "
+        "gets the same secret, and STIEFEL_GENERATOR_URL=http://127.0.0.1:8001",
+    )
+    command.add_argument("--host", default="127.0.0.1", help="of the interface; 0.0.0.0: all. Default: 127.0.0.1")
+    command.add_argument("--port", type=int, default=8001, help="Default: 8001")
+    command.add_argument(
+        "--device", choices=["any", "gpu", "cpu"], default="any", help="any: a GPU where there is one. Default: any"
+    )
+    command.add_argument(
+        "--waiting", type=int, default=8, help="requests that may wait, besides the one that is answered. Default: 8"
+    )
+    command.add_argument(
+        "--idle-seconds", type=float, default=600, help="after which an unused model is forgotten. Default: 600"
+    )
+    command.set_defaults(command=serve)
 
     command = commands.add_parser(
         "methods", help="list the methods", epilog="example: python -m trainer methods --json"

@@ -71,6 +71,12 @@ def check(spec: TrainingSpec, access: Access) -> None:
                 raise Outside(field, f"{place!r} is outside of what may be written here: {_said(access.writable)}")
 
 
+def check_directory(field: str, path: str, access: Access) -> None:
+    """A directory that is read from. Raises Outside."""
+    if access.readable is not None:
+        _check_readable(field, path, access.readable)
+
+
 def check_data_files(files: Iterable[str], access: Access) -> None:
     """What a dataset's own description says is read: from the hub, or from where may be read. Raises Outside."""
     for file in files:

@@ -17,6 +17,7 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 FREE = {"affinity", "volume", "valueFrom", "global"}
 # What the chart works out by itself. Without API keys the API would answer its own pod alone.
 WORKED_OUT = {"home", "database_url", "redis_url", "gpus", "cpu_slots", "worker", "alive_file", "auth"}
+WORKED_OUT |= {"generator_url", "generator_secret"}
 
 REFUSED = {
     "bogus: 1": ["bogus"],
