@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from cli import keys, workers
+from cli import keys, webhooks, workers
 from cli import submit as submission
 from cli.broker import NoBroker
 from cli.client import Client, Refused
@@ -29,6 +29,7 @@ app = typer.Typer(
 
 app.add_typer(keys.app, name="keys")
 app.add_typer(workers.app, name="workers")
+app.add_typer(webhooks.app, name="webhooks")
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="a job's id")]
 
 

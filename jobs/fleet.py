@@ -10,7 +10,7 @@ from jobs import schedule, workers
 from jobs.database import Database, clock, now
 from jobs.settings import Settings
 from jobs.states import State
-from jobs.tables import Counter, Job, Outbox
+from jobs.tables import Counter, Delivery, Job, Outbox, StoredFile
 from jobs.workers import Storage
 
 # Per-job series: running jobs and those that ended this recently, and not more than so many.
@@ -24,8 +24,12 @@ class Fleet:
     queued: int
     oldest_queued_seconds: float
     announcements_due: int  # and not published
+    deliveries_pending: int  # webhooks' messages that have neither arrived nor been given up
+    deliveries_due: int  # of them, those whose time has come
     unschedulable: int  # queued jobs that no worker that is up could ever take
     startable: int  # queued jobs that an idle worker could take now
+    files: int
+    files_bytes: int
     workers_up: int
     workers_busy: int
     workers_drained: int
@@ -53,6 +57,9 @@ def snapshot(database: Database, settings: Settings, of: str | None = None) -> F
         jobs = session.scalars(select(Job).where(shown).order_by(Job.created_at.desc()).limit(MOST_JOBS)).all()
         rows = session.scalars(select(Counter)).all()
         due = session.scalar(select(func.count()).select_from(Outbox).where(Outbox.due_at <= at)) or 0
+        pending = session.scalar(select(func.count()).select_from(Delivery).where(Delivery.due_at.is_not(None))) or 0
+        overdue = session.scalar(select(func.count()).select_from(Delivery).where(Delivery.due_at <= at)) or 0
+        files, files_bytes = session.execute(select(func.count(), func.sum(StoredFile.bytes))).one()
         unschedulable = schedule.unschedulable(session, settings)
         startable = schedule.startable(session, settings)
     devices: Counted[tuple[str, str]] = Counted()
@@ -68,6 +75,10 @@ def snapshot(database: Database, settings: Settings, of: str | None = None) -> F
         queued=sum(number for state, _, number in grouped if state == State.QUEUED),
         oldest_queued_seconds=at - oldest if oldest is not None else 0.0,
         announcements_due=due,
+        deliveries_pending=pending,
+        deliveries_due=overdue,
+        files=files,
+        files_bytes=int(files_bytes or 0),
         unschedulable=unschedulable,
         startable=startable,
         workers_up=len(up),

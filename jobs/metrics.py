@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs import counters, failures, fleet
+from jobs import counters, deliveries, failures, fleet
 from jobs.database import Database
 from jobs.settings import Settings
 from jobs.states import TERMINAL
@@ -48,6 +48,10 @@ _GAUGES = (
     ("queue_depth", "Jobs that wait for a worker", "queued"),
     ("queue_oldest_seconds", "How long the oldest of them has waited", "oldest_queued_seconds"),
     ("announcements_waiting", "Announcements of queued jobs that are due and not published", "announcements_due"),
+    ("webhook_deliveries_pending", "Webhooks' messages not arrived and not given up", "deliveries_pending"),
+    ("webhook_deliveries_due", "Those whose next try is due and has not begun", "deliveries_due"),
+    ("files", "Uploaded files and results", "files"),
+    ("files_bytes", "Their size", "files_bytes"),
     ("jobs_unschedulable", "Queued jobs that no worker that is up could take", "unschedulable"),
     ("jobs_startable", "Queued jobs that an idle worker could take now", "startable"),
     ("jobs_not_exported", "Running or recent jobs left out of the series per job", "jobs_left_out"),
@@ -58,6 +62,7 @@ _GAUGES = (
 # (metric, help, label, every value of the label): one that begins at 1 has, for Prometheus, never increased.
 _LABELLED = (
     ("jobs_finished", "Jobs that ended, by state", "state", TERMINAL),
+    ("webhook_deliveries", "Messages sent to webhooks, by what came of it", "outcome", deliveries.OUTCOMES),
     ("attempt_failures", "Attempts that failed, by class of failure", "reason", tuple(failures.MEANINGS)),
 )
 

@@ -1,6 +1,7 @@
 """Who may talk to whom: the chart's NetworkPolicies, worked out as Kubernetes does."""
 
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -65,6 +66,19 @@ def test_workers_reach_nothing_else_unless_a_value_says_so() -> None:
                 assert ports - {6379, 6380} == {53, 5432} | more
 
 
+def test_the_reaper_reaches_public_addresses_where_users_may_have_webhooks_and_none_of_the_cluster() -> None:
+    for case, may in {"everything": True, "external": False}.items():
+        parts = rendered(case)
+        [pod] = [pod for _, pod in pods(parts) if component(pod["metadata"]["labels"]) == "reaper"]
+        blocks = [
+            peer["ipBlock"] for rule in rules(parts, pod, "egress") for peer in rule.get("to", []) if "ipBlock" in peer
+        ]
+        for address in ("8.8.8.8", "2606:4700::1111"):
+            assert _in_one_of(blocks, address) == may
+        for address in ("10.1.2.3", "172.20.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "fd00::1", "::1"):
+            assert not _in_one_of(blocks, address), address
+
+
 def test_metrics_are_for_prometheus_and_the_database_for_keda_and_backups() -> None:
     parts = rendered("everything")
     found = {
@@ -105,6 +119,14 @@ def _allows(rule: dict[str, Any], peers: str, pod: Object, ports: set[Any]) -> b
     port = "ports" not in rule or any(given["port"] in ports for given in rule["ports"])
     inside = [peer["podSelector"] for peer in rule.get(peers, []) if peer.keys() == {"podSelector"}]
     return port and (peers not in rule or any(selects(peer, pod["metadata"]["labels"]) for peer in inside))
+
+
+def _in_one_of(blocks: list[dict[str, Any]], address: str) -> bool:
+    found = ip_address(address)
+    return any(
+        found in ip_network(block["cidr"]) and not any(found in ip_network(left) for left in block.get("except", []))
+        for block in blocks
+    )
 
 
 def _namespaces(parts: list[Object], pod: Object) -> set[str]:
