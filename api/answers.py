@@ -32,6 +32,7 @@ _MEANINGS = {
     401: "No valid API key",
     403: "The API key has not the scope, or what is asked for lies outside of what the installation allows",
     404: "There is no such thing, or it is not the caller's",
+    408: "The body stopped coming; send it again",
     409: "The state of the thing does not allow it, or an Idempotency-Key came with another body",
     413: "The body is too large",
     429: "Too many requests (Retry-After says when to try again), or a quota is used up",

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from api.generator import Generator
 from api.limits import Rates
 from jobs.database import Database
+from jobs.filecheck import Checker
 from jobs.queue import Doorbell
 from jobs.settings import Settings
 
@@ -21,6 +22,7 @@ class Services:
     doorbell: Doorbell
     rates: Rates
     generator: Generator
+    checker: Checker
 
 
 def _services(request: Request) -> Services:

@@ -21,8 +21,12 @@ from api.generator import (
     NoGenerator,
 )
 from api.limits import TooManyRequests
+from api.uploads import BadUpload
 from jobs.errors import (
+    FileDamaged,
+    FileNeeded,
     FilesInUse,
+    FileUnknown,
     Forbidden,
     IdempotencyReused,
     JobNotFound,
@@ -32,6 +36,7 @@ from jobs.errors import (
     NotDelivered,
     QuotaExceeded,
     Refused,
+    StoreAway,
     UnknownCursor,
     WebhookNotFound,
     WorkerNotFound,
@@ -51,9 +56,12 @@ _REFUSALS: dict[type[Exception], tuple[int, str, str | None, str]] = {
     ModelNotFound: (404, "not_found_error", "model", "model_not_found"),
     WebhookNotFound: (404, "not_found_error", "webhook_endpoint_id", "not_found"),
     NotDelivered: (409, "conflict_error", None, "not_delivered"),
+    FileUnknown: (404, "not_found_error", "file_id", "not_found"),
     WorkerNotFound: (404, "not_found_error", "name", "not_found"),
     ModelInUse: (409, "conflict_error", None, "model_in_use"),
     WrongState: (409, "conflict_error", None, "wrong_state"),
+    FileNeeded: (409, "conflict_error", None, "file_needed"),
+    FileDamaged: (503, "server_error", None, "file_damaged"),
     IdempotencyReused: (409, "conflict_error", "Idempotency-Key", "idempotency_key_reused"),
     QuotaExceeded: (429, "insufficient_quota", None, "quota_exceeded"),
 }
@@ -136,6 +144,21 @@ def install(app: FastAPI) -> None:
     def files_in_use(_: Request, error: FilesInUse) -> JSONResponse:
         response = answer(409, str(error), "conflict_error", None, "files_in_use")
         del response.headers["x-should-retry"]
+        return response
+
+    @app.exception_handler(BadUpload)
+    def bad_upload(_: Request, error: BadUpload) -> JSONResponse:
+        response = answer(error.status, str(error), "invalid_request_error", error.param, error.code)
+        if error.status == 408:
+            del response.headers["x-should-retry"]
+            response.headers["connection"] = "close"
+        return response
+
+    @app.exception_handler(StoreAway)
+    def store_away(_: Request, error: StoreAway) -> JSONResponse:
+        log.warning("%s", error)
+        response = answer(503, str(error), "server_error", code="unavailable")
+        response.headers["retry-after"] = "5"
         return response
 
     @app.exception_handler(DatabaseDataError)

@@ -17,9 +17,10 @@ from api import errors
 from api.deps import Services
 from api.generator import Generator
 from api.limits import BodyLimit, Rates
-from api.routes import generations, jobs, methods, operations, webhooks, workers
+from api.routes import files, generations, jobs, methods, operations, webhooks, workers
 from api.times import HttpTimes
 from jobs.database import Database
+from jobs.filecheck import Checker
 from jobs.metrics import BuildCollector
 from jobs.queue import Doorbell
 from jobs.settings import Settings
@@ -43,11 +44,20 @@ Send an API key as `Authorization: Bearer sk-stiefel-…`; each sees its own job
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
-    services = Services(settings, Database(settings.url), Doorbell(settings), Rates(settings), Generator(settings))
+    database = Database(settings.url)
+    services = Services(
+        settings,
+        database,
+        Doorbell(settings),
+        Rates(settings),
+        Generator(settings),
+        Checker(database, settings),
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        services.checker.close()
         services.database.close()
 
     app = FastAPI(title="Stiefel", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)
@@ -58,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.middleware("http")(HttpTimes(registry))
     app.middleware("http")(_request_id)
     errors.install(app)
-    for module in (jobs, generations, workers, methods, webhooks, operations):
+    for module in (jobs, files, generations, workers, methods, webhooks, operations):
         app.include_router(module.router)
     if tracing.provider() is not None:
         from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor

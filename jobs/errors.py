@@ -5,6 +5,7 @@ JobsError
 ├── ModelNotFound      no model that the caller may use has this name
 ├── WorkerNotFound     no worker has this name
 ├── KeyNotFound        no API key has this id
+├── FileUnknown        no file of the caller's has this id
 ├── Refused            a field of a request names what is not there, or contradicts another
 ├── NotChecked         an uploaded file is still being looked at: later it may do
 ├── WebhookNotFound    no webhook of the caller's has this id
@@ -13,6 +14,9 @@ JobsError
 ├── WrongState         the job's state does not allow the operation
 ├── ModelInUse         a job that has not ended starts from a model that is to be deleted
 ├── FilesInUse         a job's files cannot be removed just now
+├── FileNeeded         a file cannot be removed: a job that has not ended needs it
+├── FileDamaged        a file's bytes are no longer those that were uploaded
+├── StoreAway          the place of uploaded files cannot be read or written just now
 ├── IdempotencyReused  the same Idempotency-Key came with another request
 ├── QuotaExceeded      the API key has used up what it may use
 ├── Forbidden          a file or place lies outside what the installation allows
@@ -63,6 +67,11 @@ class KeyNotFound(JobsError):
         super().__init__(f"there is no API key {key_id!r}; `stiefel keys list` lists them")
 
 
+class FileUnknown(JobsError):
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"there is no file {file_id!r}; GET /v1/files lists them")
+
+
 class WebhookNotFound(JobsError):
     def __init__(self, webhook_id: str) -> None:
         super().__init__(f"there is no webhook {webhook_id!r}; GET /v1/webhook_endpoints lists them")
@@ -92,6 +101,25 @@ class ModelInUse(JobsError):
 class FilesInUse(JobsError):
     def __init__(self, job_id: str, reason: str) -> None:
         super().__init__(f"the files of job {job_id} cannot be removed at the moment: {reason}; try again")
+
+
+class FileNeeded(JobsError):
+    def __init__(self, file_id: str, job_ids: Sequence[str]) -> None:
+        jobs = ", ".join(job_ids[:3]) + (f" and {len(job_ids) - 3} more" if len(job_ids) > 3 else "")
+        super().__init__(
+            f"file {file_id} is needed by {jobs}, which {'have' if len(job_ids) > 1 else 'has'} not ended; cancel, or "
+            "wait for the end, and delete it then"
+        )
+
+
+class FileDamaged(JobsError):
+    def __init__(self, file_id: str, reason: str) -> None:
+        super().__init__(f"file {file_id} is damaged where it is kept: {reason}; upload it again")
+
+
+class StoreAway(JobsError):
+    def __init__(self, operation: str, reason: str) -> None:
+        super().__init__(f"the store of files cannot be {operation} at the moment: {reason}; try again")
 
 
 class IdempotencyReused(JobsError):

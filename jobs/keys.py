@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from jobs.database import Database, clock
 from jobs.errors import KeyNotFound, QuotaExceeded
 from jobs.states import State
-from jobs.tables import ApiKey, Job
+from jobs.tables import ApiKey, Job, StoredFile
 
 _PREFIX = "sk-stiefel"
 # A key's last use is written this often: not with every request.
@@ -153,11 +153,21 @@ def check_resources(session: Session, owner: str) -> None:
     if device_hours_used_up(key):
         used, limit = f"{key.device_seconds / 3600:.2f}", f"{key.max_device_hours:g}"
         raise QuotaExceeded("device hours", used, limit, "ask the operator for more (stiefel keys set)")
-    if key.max_storage_bytes is not None:
-        stored = session.scalar(select(func.sum(Job.storage_bytes)).where(Job.owner == owner)) or 0
-        if stored >= key.max_storage_bytes:
-            remedy = "delete jobs that have ended: DELETE /v1/jobs/{id}"
-            raise QuotaExceeded("storage bytes", f"{stored:,}", f"{key.max_storage_bytes:,}", remedy)
+    check_storage(session, owner, 0)
+
+
+def check_storage(session: Session, owner: str, more: int) -> None:
+    """Whether there is storage left, and enough for `more` bytes. Raises QuotaExceeded."""
+    key = held(session, owner)
+    if key is None or key.max_storage_bytes is None:
+        return
+    runs = session.scalar(select(func.sum(Job.storage_bytes)).where(Job.owner == owner)) or 0
+    # PostgreSQL's sum of large integers is a Decimal.
+    stored = int(runs) + int(session.scalar(select(func.sum(StoredFile.bytes)).where(StoredFile.owner == owner)) or 0)
+    if stored >= key.max_storage_bytes or stored + more > key.max_storage_bytes:
+        remedy = "delete jobs that have ended (DELETE /v1/jobs/{id}) or files (DELETE /v1/files/{id})"
+        used = f"{stored:,}" if not more else f"{stored:,} and would use {stored + more:,}"
+        raise QuotaExceeded("storage bytes", used, f"{key.max_storage_bytes:,}", remedy)
 
 
 def may_run_one_more(session: Session, owner: str) -> bool:

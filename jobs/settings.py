@@ -91,6 +91,12 @@ class Settings(BaseSettings):
         description="directories, separated by ':', that jobs may name files, models and tokenisers in; *: any; "
         "default: any without API keys, none with them",
     )
+    files_url: str = Field(
+        default="",
+        description="where uploaded files are kept, for this installation alone: a URL that fsspec knows, such as "
+        "s3://bucket/files; default: home, which API and workers then share",
+    )
+    max_file_bytes: int = Field(default=512 * 2**20, ge=1, description="largest file that is uploaded")
     writable: str = Field(
         default="",
         description="directories and URLs, separated by spaces, below which jobs may have checkpoints and NVMe files "
@@ -163,6 +169,11 @@ class Settings(BaseSettings):
     @property
     def runs(self) -> Path:
         return self.home.absolute() / "runs"
+
+    @property
+    def files(self) -> Path:
+        """Uploaded files; with files_url, copies of them and those on their way."""
+        return self.home.absolute() / "files"
 
     @property
     def locks(self) -> Path:

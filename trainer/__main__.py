@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from trainer import access, logs, spans
+from trainer import access, examination, logs, spans
 from trainer.config import TrainingSpec, problems
 from trainer.console import Console
 from trainer.errors import RolledBackError, SpecError, TrainerError, classify
@@ -204,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print the answer as JSON")
     command.set_defaults(command=export)
 
+    examination.add_to(commands)
     command = commands.add_parser(
         "serve",
         help="answer the API's requests for text, to try models out; no inference server",

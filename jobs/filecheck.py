@@ -1,0 +1,201 @@
+"""Whether uploaded files hold examples: uploaded → processed, or error with line and reason.
+
+A large file is examined by a process of its own (`python -m trainer examine`): whatever it holds, it can neither keep
+other requests waiting nor take this process's memory, nor end it. Who examines holds the file for a while
+(`checked_until`) and says so again and again; what a dead process has left is taken up by the next one.
+"""
+
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from jobs import filestore
+from jobs.database import Database, now
+from jobs.errors import FileDamaged, StoreAway
+from jobs.files import Status
+from jobs.settings import Settings
+from jobs.tables import StoredFile
+from trainer.examine import examine
+from trainer.records import kind_of
+
+log = logging.getLogger("stiefel.files")
+
+_HELD_SECONDS = 60.0
+# Files that nobody has begun with for so long are the reaper's.
+_FORGOTTEN_SECONDS = 30.0
+# Examined at once and here: it takes less time than starting a process. Not Parquet, which may unfold to anything.
+_SMALL_BYTES = 128 * 2**10
+_MOST_SECONDS = 1800
+_MOST_MEMORY = 8 * 2**30
+_AT_A_TIME = 2
+_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
+
+
+class Stopped(Exception):
+    """The process that examines ends; another one takes the file up."""
+
+
+class Checker:
+    """Examines files, a few at a time. Of each process that does so there is one."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database, self._settings = database, settings
+        self._pool = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="filecheck")
+        self._stop = threading.Event()
+        self._lock, self._waiting = threading.Lock(), set[str]()
+
+    def after_upload(self, stored: StoredFile) -> StoredFile:
+        """Before the answer where that takes no time, else soon. Returns the file as it is now."""
+        if stored.status == Status.UPLOADED:
+            if _is_small(filestore.local_path(self._settings, stored), stored):
+                try:
+                    return check(self._database, self._settings, stored.id, self._stop) or stored
+                except (SQLAlchemyError, StoreAway) as error:
+                    log.warning("%s is examined later: %s", stored.id, error)
+            self.submit(stored.id)
+        return stored
+
+    def submit(self, file_id: str) -> None:
+        with self._lock:
+            if file_id in self._waiting or self._stop.is_set():
+                return
+            self._waiting.add(file_id)
+        self._pool.submit(self._check, file_id)
+
+    def catch_up(self) -> None:
+        """Files that nobody examines, since whoever was to do it has died."""
+        left = or_(StoredFile.checked_until < now(), StoredFile.checked_until.is_(None))
+        old = StoredFile.created_at < now() - _FORGOTTEN_SECONDS
+        query = select(StoredFile.id).where(StoredFile.status == Status.UPLOADED, left, old)
+        with self._database.reading() as session:
+            found = session.scalars(query.order_by(StoredFile.created_at).limit(2 * _AT_A_TIME)).all()
+        for file_id in found:
+            self.submit(file_id)
+
+    def close(self) -> None:
+        """What has begun is left to others."""
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _check(self, file_id: str) -> None:
+        try:
+            check(self._database, self._settings, file_id, self._stop)
+        except (SQLAlchemyError, StoreAway) as error:
+            log.warning("%s is examined later: %s", file_id, error)
+        except Exception:
+            log.exception("%s cannot be examined", file_id)
+        finally:
+            with self._lock:
+                self._waiting.discard(file_id)
+
+
+def check(database: Database, settings: Settings, file_id: str, stop: threading.Event) -> StoredFile | None:
+    """uploaded → processed | error. None where it is somebody else's to do, or done. Raises StoreAway."""
+    stored = _hold(database, file_id)
+    if stored is None:
+        return None
+    hold = _Hold(database, stored, stop)
+    try:
+        path = filestore.ensure_local(settings, stored)
+        report = _report(path, stored, hold)
+    except FileDamaged as error:
+        report = {"fine": False, "summary": str(error), "format": None, "examples": None, "statistics": {}}
+    except BaseException:
+        hold.release()
+        raise
+    finally:
+        filestore.release(settings, stored)
+    return hold.finish(report)
+
+
+class _Hold:
+    """The right to say what came of it: void as soon as somebody else has it."""
+
+    def __init__(self, database: Database, stored: StoredFile, stop: threading.Event) -> None:
+        self._database, self._stored, self.stop = database, stored, stop
+
+    def _update(self, **values: Any) -> StoredFile | None:
+        mine = (StoredFile.id == self._stored.id) & (StoredFile.checked_until == self._stored.checked_until)
+        with self._database.transaction() as session:
+            changed = update(StoredFile).where(mine, StoredFile.status == Status.UPLOADED).values(**values)
+            return session.scalar(changed.returning(StoredFile))
+
+    def renew(self) -> bool:
+        """Whether it still is ours."""
+        renewed = self._update(checked_until=now() + _HELD_SECONDS)
+        self._stored = renewed or self._stored
+        return renewed is not None
+
+    def release(self) -> None:
+        self._update(checked_until=None)
+
+    def finish(self, report: dict[str, Any]) -> StoredFile | None:
+        return self._update(
+            status=Status.PROCESSED if report["fine"] else Status.ERROR,
+            status_details=report["summary"] or None,
+            format=report["format"],
+            examples=report["examples"],
+            statistics=report["statistics"],
+            checked_until=None,
+        )
+
+
+def _hold(database: Database, file_id: str) -> StoredFile | None:
+    free = or_(StoredFile.checked_until < now(), StoredFile.checked_until.is_(None))
+    taken = update(StoredFile).where(StoredFile.id == file_id, StoredFile.status == Status.UPLOADED, free)
+    with database.transaction() as session:
+        return session.scalar(taken.values(checked_until=now() + _HELD_SECONDS).returning(StoredFile))
+
+
+def _is_small(path: Path, stored: StoredFile) -> bool:
+    return stored.bytes <= _SMALL_BYTES and path.exists() and kind_of(path) != "parquet"
+
+
+def _report(path: Path, stored: StoredFile, hold: _Hold) -> dict[str, Any]:
+    if _is_small(path, stored):
+        return examine([path], columns=stored.columns).as_json()
+    command = [sys.executable, "-m", "trainer", "examine", str(path), "--json"]
+    command += ["--columns", json.dumps(stored.columns)]
+    # What parses a stranger's file knows no password of ours.
+    environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment) as process:
+        resource.prlimit(process.pid, resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
+        resource.prlimit(process.pid, resource.RLIMIT_CPU, (_MOST_SECONDS, _MOST_SECONDS))
+        try:
+            out, err = _awaited(process, hold)
+        except BaseException:
+            process.kill()
+            raise
+    try:
+        report: dict[str, Any] = json.loads(out)
+    except ValueError:
+        log.warning("examining %s ended with %d: %s", stored.id, process.returncode, err[-500:])
+        limits = f"{_MOST_MEMORY // 2**30} GiB of memory and {_MOST_SECONDS // 60} minutes"
+        summary = f"the file cannot be examined within {limits}; split it into smaller ones"
+        return {"fine": False, "summary": summary, "format": None, "examples": None, "statistics": {}}
+    return report
+
+
+def _awaited(process: subprocess.Popen[bytes], hold: _Hold) -> tuple[bytes, str]:
+    """What it wrote. Raises Stopped where this process ends or somebody else has taken the file up."""
+    waited = 0.0
+    while True:
+        try:
+            out, err = process.communicate(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            waited += 0.5
+            if hold.stop.is_set() or (waited % 15 == 0 and not hold.renew()):
+                raise Stopped from None
+        else:
+            return out, err.decode(errors="replace")
