@@ -17,7 +17,7 @@ from api import errors
 from api.deps import Services
 from api.generator import Generator
 from api.limits import BodyLimit, Rates
-from api.routes import files, generations, jobs, methods, operations, webhooks, workers
+from api.routes import files, generations, jobs, methods, models, operations, tuning, webhooks, workers
 from api.times import HttpTimes
 from jobs.database import Database
 from jobs.filecheck import Checker
@@ -68,7 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.middleware("http")(HttpTimes(registry))
     app.middleware("http")(_request_id)
     errors.install(app)
-    for module in (jobs, files, generations, workers, methods, webhooks, operations):
+    for module in (jobs, files, tuning, models, generations, workers, methods, webhooks, operations):
         app.include_router(module.router)
     if tracing.provider() is not None:
         from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor

@@ -117,7 +117,7 @@ class JobView(BaseModel):
             finished_at=job.finished_at,
             cancel_requested_at=job.cancel_requested_at,
             pause_requested_at=job.pause_requested_at,
-            progress=_progress(job),
+            progress=progress_of(job),
             figures={k: v for k, v in job.figures.items() if k != "preparing"},
             error=_failure(job.error),
             retry=Retries(
@@ -144,7 +144,7 @@ def _failure(error: dict[str, Any] | None) -> Failure | None:
     return None if error is None else Failure.model_validate(error)
 
 
-def _progress(job: Job) -> Progress:
+def progress_of(job: Job) -> Progress:
     per_step = job.figures.get("seconds_per_step")
     running = job.state == State.RUNNING
     return Progress(

@@ -4,26 +4,29 @@ The API refuses what lies outside at submission; the trainer, which gets the sam
 when it starts, since a link may have been changed meanwhile, and the API may not see the trainers' files at all.
 """
 
+from collections.abc import Sequence
+
 from jobs.errors import Forbidden
 from jobs.settings import Settings
 from trainer.access import Access, Outside, check, check_directory
 from trainer.config import TrainingSpec
 
 
-def of(settings: Settings) -> Access:
-    """The installation's rules."""
+def of(settings: Settings, granted: Sequence[str] = ()) -> Access:
+    """The installation's rules; `granted` are paths that one job may read besides: its own files, and its model."""
     default = "*" if settings.auth == "off" else ""
+    readable = _listed(settings.readable or default, ":")
     return Access(
-        readable=_listed(settings.readable or default, ":"),
+        readable=None if readable is None else (*readable, *granted),
         writable=_listed(settings.writable or default, None),
         trust_remote_code=settings.trust_remote_code,
     )
 
 
-def refuse(settings: Settings, spec: TrainingSpec) -> None:
+def refuse(settings: Settings, spec: TrainingSpec, granted: Sequence[str] = ()) -> None:
     """Raises Forbidden for the first thing that the spec names outside of the rules."""
     try:
-        check(spec, of(settings))
+        check(spec, of(settings, granted))
     except Outside as error:
         raise Forbidden(error.field, error.reason) from error
 

@@ -2,6 +2,7 @@
 
 JobsError
 ├── JobNotFound        no job of the caller's has this id
+├── TuningJobNotFound  no fine-tuning job of the caller's has this id
 ├── ModelNotFound      no model that the caller may use has this name
 ├── WorkerNotFound     no worker has this name
 ├── KeyNotFound        no API key has this id
@@ -35,6 +36,11 @@ class JobNotFound(JobsError):
         super().__init__(f"there is no job {job_id!r}; GET /v1/jobs lists them")
 
 
+class TuningJobNotFound(JobsError):
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no fine-tuning job {job_id!r}; GET /v1/fine_tuning/jobs lists them")
+
+
 class ModelNotFound(JobsError):
     """`reason`: more than that it is not there, where there is more to say."""
 
@@ -53,7 +59,7 @@ class Refused(JobsError):
 
 class NotChecked(JobsError):
     def __init__(self, field: str, file_id: str) -> None:
-        self.field = field
+        self.field, self.file_id = field, file_id
         super().__init__(f"{field}: {file_id} is still being checked; try again in a moment")
 
 
@@ -89,6 +95,7 @@ class UnknownCursor(JobsError):
 
 class WrongState(JobsError):
     def __init__(self, job_id: str, state: str, operation: str, needed: str) -> None:
+        self.state, self.operation, self.needed = state, operation, needed
         super().__init__(f"job {job_id} is {state}: only a {needed} job can be {operation}")
 
 
@@ -141,7 +148,7 @@ class Forbidden(JobsError):
     """`field` is the one to change."""
 
     def __init__(self, field: str, message: str) -> None:
-        self.field = field
+        self.field, self.reason = field, message
         super().__init__(f"{field}: {message}")
 
 

@@ -63,7 +63,9 @@ def _apply(database: Database, session: Session, job: Job, event: events.Event, 
             if event.accuracy is not None:
                 figures["evaluation_accuracy"] = event.accuracy
         case events.Prepared():
-            figures |= {"examples": event.examples, "trained_tokens_per_epoch": event.trained_tokens}
+            figures |= {"examples": event.examples, "held_out": event.held_out} | {
+                "trained_tokens_per_epoch": event.trained_tokens
+            }
         case events.Checkpointed():
             _upsert(database, session, CheckpointRow, job.id, values)
         case events.Spiked():

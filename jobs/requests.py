@@ -1,6 +1,7 @@
 """What a user submits: a training specification and a name to find it again."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,8 @@ from trainer.datasetconfig import Examples, JsonlDataset, TextDataset
 from trainer.modelconfig import DirectoryModel
 from trainer.strict import refuse
 
+# What stands for an uploaded file where a path may stand.
+FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 # Of a request, what is not the trainer's.
 _OURS = {"name", "metadata", "priority", "retry"}
 
@@ -39,7 +42,11 @@ class RetryPolicy(BaseModel):
 
 
 class JobRequest(SpecFields):
-    """The body of POST /v1/jobs. Paths are the trainer's, and absolute: nobody shares a working directory."""
+    """The body of POST /v1/jobs. Paths are the trainer's, and absolute: nobody shares a working directory.
+
+    A dataset's files may be ids of uploaded ones, and model.hub the name of a fine-tuned model: `jobs.inputs` knows
+    where those are.
+    """
 
     name: str | None = Field(default=None, min_length=1, max_length=64, description="shown in lists")
     metadata: dict[
@@ -76,7 +83,7 @@ class JobRequest(SpecFields):
         if self.tokenizer.startswith(".") and not isinstance(self.model, DirectoryModel):
             paths.append(("tokenizer", self.tokenizer))
         for field, path in paths:
-            if not Path(path).is_absolute():
+            if not Path(path).is_absolute() and not (field.startswith("dataset.") and FILE_ID.fullmatch(path)):
                 raise refuse(field, f"{path!r} is relative; give an absolute path, as the trainer sees it")
         return self
 

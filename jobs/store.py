@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import ColumnElement, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from jobs.database import Database
@@ -20,6 +20,14 @@ def get(database: Database, job_id: str, of: str | None = None) -> Job:
     """
     with database.reading() as session:
         return _get(session, job_id, of)
+
+
+def find(database: Database, job_id: str, of: str | None = None) -> Job | None:
+    """The same, or None."""
+    try:
+        return get(database, job_id, of)
+    except JobNotFound:
+        return None
 
 
 def _get(session: Session, job_id: str, of: str | None = None) -> Job:
@@ -45,8 +53,12 @@ def list_jobs(
     method: str | None = None,
     after: str | None = None,
     limit: int = 20,
+    where: Sequence[ColumnElement[bool]] = (),
 ) -> Page[Job]:
-    """Newest first. `after` is the id of the last job of the page before; raises UnknownCursor for an unknown one."""
+    """Newest first, those that `where` holds for. `after` is the id of the last job of the page before.
+
+    Raises UnknownCursor for an unknown one.
+    """
     query = select(Job).order_by(Job.created_at.desc(), Job.id.desc()).limit(limit + 1)
     if of is not None:
         query = query.where(Job.owner == of)
@@ -54,6 +66,7 @@ def list_jobs(
         query = query.where(Job.state == state)
     if method is not None:
         query = query.where(Job.method == method)
+    query = query.where(*where)
     with database.reading() as session:
         if after is not None:
             last = session.get(Job, after)
@@ -76,6 +89,22 @@ def events(database: Database, job_id: str, after: int = 0, limit: int = 100) ->
         _get(session, job_id)
         found = session.scalars(query.limit(limit + 1)).all()
     return Page(found[:limit], len(found) > limit)
+
+
+def newest_events(database: Database, job_id: str, before: int | None = None, limit: int = 20) -> Page[JobEvent]:
+    """Newest first, older than the event with the id `before`."""
+    query = select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id.desc())
+    if before is not None:
+        query = query.where(JobEvent.id < before)
+    with database.reading() as session:
+        found = session.scalars(query.limit(limit + 1)).all()
+    return Page(found[:limit], len(found) > limit)
+
+
+def points_at(database: Database, job_id: str, steps: Sequence[int]) -> dict[int, Point]:
+    with database.reading() as session:
+        found = session.scalars(select(Point).where(Point.job_id == job_id, Point.step.in_(steps)))
+        return {point.step: point for point in found}
 
 
 def points(

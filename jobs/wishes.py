@@ -1,18 +1,20 @@
 """What users want of their jobs. Of a running job it is noted: its worker obeys at the next step boundary."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from jobs import counters, keys, webhooks
 from jobs.database import Database, clock
-from jobs.errors import FilesInUse, JobNotFound, WrongState
+from jobs.errors import FilesInUse, JobNotFound, ModelInUse, WrongState
 from jobs.journal import add_event, announce_later
 from jobs.locks import run_lock
 from jobs.states import TERMINAL, State
 from jobs.tables import Attempt, CheckpointRow, Evaluation, Job, JobEvent, JobFile, Outbox, Point
+from trainer.rundir import RunDir
 
 
 def cancel(database: Database, job_id: str) -> Job:
@@ -73,8 +75,9 @@ def resume(database: Database, job_id: str) -> Job:
 def remove(database: Database, job_id: str) -> None:
     """A job that has ended → ∅, and its run directory, where this process sees it. What is in an object store stays.
 
-    Called again after it was interrupted, it goes on. Raises WrongState where the job has not ended, and FilesInUse,
-    say because a trainer that outlived its worker has not yet noticed.
+    Called again after it was interrupted, it goes on. Raises WrongState where the job has not ended, ModelInUse where
+    another that has not starts from its model, and FilesInUse, say because a trainer that outlived its worker has not
+    yet noticed.
     """
     with database.reading() as session:
         job = session.get(Job, job_id)
@@ -82,22 +85,55 @@ def remove(database: Database, job_id: str) -> None:
         raise JobNotFound(job_id)
     if job.state not in TERMINAL:
         raise WrongState(job_id, job.state, "deleted", "succeeded, failed or cancelled")
+    _check_unneeded(database, job_id)
     # The files first: without the row nobody would find them again.
-    directory = Path(job.run_directory)
-    if directory.exists():
-        lock = run_lock(job.run_directory)
-        try:
-            if not lock.try_acquire():
-                raise FilesInUse(job_id, "a trainer that outlived its worker has not yet ended")
-            shutil.rmtree(directory)
-        except OSError as error:
-            raise FilesInUse(job_id, str(error)) from error
-        finally:
-            lock.release()
+    _remove_files(job, lambda directory: [directory])
     with database.transaction() as session:
         for table in (Attempt, Outbox, JobEvent, Point, Evaluation, CheckpointRow, JobFile):
             session.execute(delete(table).where(table.job_id == job_id))
         session.execute(delete(Job).where(Job.id == job_id))
+
+
+def remove_model(database: Database, job: Job) -> None:
+    """The checkpoints of a job that has ended, and what was made of them; its curves, events and logs stay.
+
+    Raises WrongState and FilesInUse as `remove` does.
+    """
+    if job.state not in TERMINAL:
+        raise WrongState(job.id, job.state, "deleted", "succeeded, failed or cancelled")
+    _check_unneeded(database, job.id)
+    with database.transaction() as session:
+        # First: nobody shall name a model whose files are going.
+        session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == job.id))
+        session.execute(update(Job).where(Job.id == job.id).values(storage_bytes=0))
+    rundir = RunDir(job.run_directory)
+    _remove_files(job, lambda _: [rundir.checkpoints, rundir.exports, rundir.data])
+
+
+def _check_unneeded(database: Database, job_id: str) -> None:
+    """Raises ModelInUse where a job that has not ended starts from this one's model."""
+    query = select(Job.id).where(Job.base_run == job_id, Job.state.not_in(TERMINAL)).order_by(Job.id)
+    with database.reading() as session:
+        found = session.scalars(query).all()
+    if found:
+        raise ModelInUse(job_id, found)
+
+
+def _remove_files(job: Job, which: Callable[[Path], list[Path]]) -> None:
+    directory = Path(job.run_directory)
+    if not directory.exists():
+        return
+    lock = run_lock(job.run_directory)
+    try:
+        if not lock.try_acquire():
+            raise FilesInUse(job.id, "a trainer that outlived its worker has not yet ended")
+        for path in which(directory):
+            if path.exists():
+                shutil.rmtree(path)
+    except OSError as error:
+        raise FilesInUse(job.id, str(error)) from error
+    finally:
+        lock.release()
 
 
 def _locked(session: Session, job_id: str) -> Job:

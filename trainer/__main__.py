@@ -108,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     rundir = RunDir(arguments.rundir)
     _read_spec(rundir)
+    _end_with_parent()
     form, out = arguments.format, Path(arguments.out)
     with redirect_stdout(sys.stderr):
         # DeepSpeed logs to whatever is stdout while it is imported, and stdout is for the answer.

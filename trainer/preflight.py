@@ -3,6 +3,7 @@
 For a service that shares its file system with the trainers; a trainer makes the same checks again when it starts.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 
 from trainer.config import TrainingSpec
@@ -14,21 +15,28 @@ from trainer.modelconfig import DirectoryModel
 from trainer.presets import shape_of_directory
 
 
-def preflight(spec: TrainingSpec) -> None:
-    """Raises SpecError or DataError whose message begins with the field, a colon, and what to do."""
-    _check_dataset(spec)
-    if isinstance(spec.model, DirectoryModel):
+def preflight(spec: TrainingSpec, later: Collection[str] = ()) -> None:
+    """Raises SpecError or DataError whose message begins with the field, a colon, and what to do.
+
+    `later`: paths that need not be there yet, since whoever starts the trainer makes them before.
+    """
+    _check_dataset(spec, later)
+    if isinstance(spec.model, DirectoryModel) and spec.model.path not in later:
         _check_model(spec, Path(spec.model.path))
-    if spec.tokenizer != "bytes" and spec.tokenizer.startswith(("/", ".")) and not Path(spec.tokenizer).is_dir():
+    named = spec.tokenizer != "bytes" and spec.tokenizer.startswith(("/", ".")) and spec.tokenizer not in later
+    if named and not Path(spec.tokenizer).is_dir():
         raise SpecError(f"tokenizer: there is no directory {spec.tokenizer!r}")
 
 
-def _check_dataset(spec: TrainingSpec) -> None:
+def _check_dataset(spec: TrainingSpec, later: Collection[str]) -> None:
     dataset = spec.dataset
     if isinstance(dataset, HubDataset):
         return
     if isinstance(dataset, Examples):
-        find_files((*dataset.files, *dataset.validation_files))
+        if there := tuple(file for file in (*dataset.files, *dataset.validation_files) if file not in later):
+            find_files(there)
+        return
+    if not isinstance(dataset, StdlibDataset) and any(file in later for file in dataset.files):
         return
     files = stdlib_files() if isinstance(dataset, StdlibDataset) else find_files(dataset.files)
     # No tokeniser makes more tokens than there are bytes, but for the mark at the end of each document; the

@@ -68,11 +68,18 @@ def prepare(job: Job) -> RunDir:
 
 
 def start(
-    rundir: RunDir, settings: Settings, card: Card, job: Job, attempt: int, descriptors: Sequence[int]
+    rundir: RunDir,
+    settings: Settings,
+    card: Card,
+    job: Job,
+    attempt: int,
+    descriptors: Sequence[int],
+    granted: Sequence[str] = (),
 ) -> Trainer:
     """`python -m trainer run` in a session of its own, which ends with a checkpoint if this process dies.
 
-    It inherits `descriptors`, and of this process's environment all but what is the service's own.
+    It inherits `descriptors`, and of this process's environment all but what is the service's own. What is `granted` it
+    may read, whatever the installation allows else.
     """
     with rundir.log.open("ab") as log:
         process = subprocess.Popen(
@@ -80,14 +87,16 @@ def start(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_environment(settings, card, job, attempt),
+            env=environment_of(settings, card, job, attempt, granted),
             start_new_session=True,
             pass_fds=tuple(descriptors),
         )
     return Trainer(process)
 
 
-def _environment(settings: Settings, card: Card, job: Job, attempt: int) -> dict[str, str]:
+def environment_of(
+    settings: Settings, card: Card, job: Job, attempt: int, granted: Sequence[str] = ()
+) -> dict[str, str]:
     """A trainer may run code that comes with a model: it shall not find the way to the database there."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(_OURS) and k not in _SECRETS}
     ids = {"job_id": job.id, "attempt": str(attempt), "request_id": job.request_id or ""}
@@ -101,5 +110,5 @@ def _environment(settings: Settings, card: Card, job: Job, attempt: int) -> dict
         | {tracing.TRACES: "off" if tracing.provider() is None else "otlp"}
         | {tracing.TRACEPARENT: tracing.traceparent() or ""}
         | environment(card.gpus, job.devices, card.device)
-        | access.of(settings).environment()
+        | access.of(settings, granted).environment()
     )

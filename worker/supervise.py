@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,9 +31,10 @@ from jobs.workers import Card
 from trainer import logs, tracing
 from trainer.events import Event, read_from
 from trainer.rundir import RunDir
-from worker import orphans
+from worker import inputs, orphans
+from worker.inputs import Unmade
 from worker.kernel import out_of_memory_kills
-from worker.launch import Trainer, prepare, start
+from worker.launch import Trainer, environment_of, prepare, start
 from worker.outcome import outcome_of
 
 log = logging.getLogger("stiefel.worker")
@@ -163,11 +165,17 @@ class _Attempt:
             raise self.problem
         rundir = prepare(self.job)
         rundir.vouch_until(self.lease_ends)
+        try:
+            granted = self._make_inputs(rundir)
+        except Unmade as error:
+            return error.outcome
+        if granted is None:
+            return Outcome("stopped")
         self.began = rundir.events.stat().st_size if rundir.events.exists() else 0
         self.offset = self._patiently(lambda: reports.events_offset(self.database, self.lease, self.began))
         kernel_kills = out_of_memory_kills()
         orphans.adopt()
-        trainer = start(rundir, self.settings, self.card, self.job, self.lease.fence, self.descriptors)
+        trainer = start(rundir, self.settings, self.card, self.job, self.lease.fence, self.descriptors, granted)
         log.info("attempt %d begins, trainer %d", self.lease.fence, trainer.pid)
         # A thread knows nothing of the ids around it.
         watching = contextvars.copy_context()
@@ -188,6 +196,32 @@ class _Attempt:
             raise LeaseLost(self.lease.job_id, self.lease.fence)
         kernel_kills = out_of_memory_kills() - kernel_kills
         return outcome_of(rundir, trainer.kill(), self.found, killed, kernel_kills)
+
+    def _make_inputs(self, rundir: RunDir) -> tuple[str, ...] | None:
+        """The paths that the trainer may read besides; None if it is to stop before all are there.
+
+        Raises LeaseLost and Unmade. It may take as long as a large model does, so the lease is renewed meanwhile.
+        """
+        needed = self._patiently(lambda: inputs.needs(self.database, self.job))
+        environment = environment_of(self.settings, self.card, self.job, self.lease.fence)
+        cancelled, next_beat = threading.Event(), 0.0
+        with ThreadPoolExecutor(1) as pool:
+            made = pool.submit(inputs.make, self.settings, rundir, needed, environment, cancelled)
+            try:
+                while not wait([made], self.settings.poll_seconds).done:
+                    try:
+                        if time.monotonic() >= next_beat:
+                            self._beat(rundir)
+                            next_beat = time.monotonic() + self.settings.beat_seconds
+                        else:
+                            self.wishes = leases.wishes(self.database, self.lease)
+                    except DBAPIError as error:
+                        log.warning("the database is away while the inputs are made: %s", error.orig)
+                    if self._should_stop():
+                        cancelled.set()
+                return made.result()
+            finally:
+                cancelled.set()
 
     def _accompany(self, rundir: RunDir, trainer: Trainer) -> bool:
         """Until the trainer ends. True if it had to be killed because it did not stop when asked to."""

@@ -21,7 +21,7 @@ from api.views import (
     PointView,
     Scheduling,
 )
-from jobs import access, schedule, store, submission, upkeep, wishes
+from jobs import access, inputs, schedule, store, submission, upkeep, wishes
 from jobs.queue import BROKER_ERRORS
 from jobs.requests import JobRequest
 from jobs.states import State
@@ -100,19 +100,20 @@ def create_job(
     Idempotent-Replayed.
     """
     if idempotency_key is not None:
-        earlier = submission.earlier(given.database, request, caller.owner, idempotency_key)
+        digest = submission.digest(request)
+        earlier = submission.earlier(given.database, digest, caller.owner, idempotency_key)
         if earlier is not None:
             response.headers["idempotent-replayed"] = "true"
             return JobView.of(earlier)
-    spec = request.spec()
-    access.refuse(given.settings, spec)
+    found = inputs.resolve(given.database, given.settings, caller, request)
+    access.refuse(given.settings, found.spec, found.granted)
     if given.settings.check_files:
-        preflight(spec)
+        preflight(found.spec, found.granted)
     trail = submission.Trail(http.state.request_id, tracing.traceparent())
-    job = submission.create(given.database, given.settings, request, caller.owner, idempotency_key, trail)
+    job = submission.create(given.database, given.settings, request, caller.owner, idempotency_key, trail, inputs=found)
     log.info("a job is queued", extra={"job_id": job.id})
     # After the answer: what is promised stands in the database, and a broker that is away shall keep nobody waiting.
-    afterwards.add_task(_announce, given, job.id)
+    afterwards.add_task(announce, given, job.id)
     return JobView.of(job)
 
 
@@ -221,11 +222,11 @@ def pause_job(given: Given, job: ChangeableJob) -> JobDetail:
 def resume_job(given: Given, job: ChangeableJob, afterwards: BackgroundTasks) -> JobDetail:
     """A paused job back to the queue."""
     job = wishes.resume(given.database, job.id)
-    afterwards.add_task(_announce, given, job.id)
+    afterwards.add_task(announce, given, job.id)
     return _detail(given, job)
 
 
-def _announce(given: Services, job_id: str) -> None:
+def announce(given: Services, job_id: str) -> None:
     try:
         upkeep.publish_due(given.database, given.settings, given.doorbell.ring, job_id)
     except BROKER_ERRORS as error:
