@@ -12,9 +12,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs import filestore, models
+from jobs import files, filestore, models
 from jobs.database import Database
-from jobs.errors import ModelNotFound, NotChecked, Refused
+from jobs.errors import FileUnknown, ModelNotFound, NotChecked, Refused
+from jobs.files import Status
 from jobs.keys import Caller
 from jobs.models import TunedModel
 from jobs.requests import FILE_ID, JobRequest
@@ -63,7 +64,7 @@ def resolve(
     if base is not None:
         changes["model"] = base.spec
         paths.append(base.spec.path)
-    files: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
     dataset = request.dataset
     if isinstance(dataset, TextDataset | JsonlDataset | Examples):
         named = _named(database, caller, request, patience)
@@ -71,9 +72,9 @@ def resolve(
             at = {file.id: str(filestore.local_path(settings, file)) for file in named.values()}
             changes["dataset"] = _with_paths(request, named, lambda file: at.get(file, file))
             paths += at.values()
-            files = tuple(at)
+            ids = tuple(at)
     spec = request.model_copy(update=changes).spec()
-    return Inputs(spec, files, (base.job.id, base.step) if base else None, tuple(paths))
+    return Inputs(spec, ids, (base.job.id, base.step) if base else None, tuple(paths))
 
 
 def of(session: Session, job: Job) -> list[StoredFile]:
@@ -86,15 +87,15 @@ def stored(database: Database, caller: Caller, field: str, file_id: str, patienc
     """A file that has been checked, of those that the caller sees. Raises Refused and NotChecked."""
     deadline = time.monotonic() + patience
     while True:
-        with database.reading() as session:
-            file = session.get(StoredFile, file_id)
-        if file is None or caller.sees not in (None, file.owner):
-            raise Refused(field, f"there is no file {file_id!r}; upload one with POST /v1/files", "invalid_file")
-        if file.purpose != "fine-tune":
-            raise Refused(field, f"{file_id} is for {file.purpose}; give one of purpose fine-tune", "invalid_file")
-        if file.status == "error":
+        try:
+            file = files.get(database, file_id, caller.sees)
+        except FileUnknown as error:
+            raise Refused(field, str(error), "invalid_file") from error
+        if file.purpose != files.UPLOADS:
+            raise Refused(field, f"{file_id} is of purpose {file.purpose}; give one of {files.UPLOADS}", "invalid_file")
+        if file.status == Status.ERROR:
             raise Refused(field, f"{file_id} cannot be used: {file.status_details}", "invalid_file")
-        if file.status == "processed":
+        if file.status == Status.PROCESSED:
             return file
         if time.monotonic() > deadline:
             raise NotChecked(field, file_id)

@@ -10,15 +10,15 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from jobs import keys
+from jobs import files, keys
 from jobs.database import Database, clock
-from jobs.errors import IdempotencyReused, Refused
+from jobs.errors import FileUnknown, IdempotencyReused, Refused
 from jobs.inputs import Inputs
 from jobs.journal import add_event, announce_later
 from jobs.requests import JobRequest
 from jobs.settings import Settings
 from jobs.states import State
-from jobs.tables import Job, JobFile, StoredFile
+from jobs.tables import Job
 from trainer.errors import SpecError
 
 
@@ -127,7 +127,7 @@ def _create(
     if most is not None and wanted > most:
         raise SpecError(f"resources.processes: {wanted} devices, but jobs here may have {most}; use at most that")
     with database.transaction() as session:
-        _check_inputs(session, inputs)
+        _check_base(session, inputs)
         keys.check_quotas(session, owner)
         if tuning is not None and idempotency_key is None and (found := sent_before(session, owner, tuning)):
             return found
@@ -168,20 +168,19 @@ def _create(
         )
         session.add(job)
         session.flush()
-        session.add_all(JobFile(job_id=job_id, file_id=file_id) for file_id in inputs.files)
+        try:
+            files.need(session, job_id, inputs.files, None)
+        except FileUnknown as error:
+            raise Refused("dataset.files", f"{error}: it has been deleted meanwhile", "invalid_file") from error
         announce_later(session, job_id, 0.0)
         add_event(session, job_id, "queued", None, {})
     return job
 
 
-def _check_inputs(session: Session, inputs: Inputs) -> None:
-    """They are there, and stay until the job is: files cannot be removed now, and so cannot the job of a model."""
-    for file_id in inputs.files:
-        if session.scalar(select(StoredFile.id).where(StoredFile.id == file_id).with_for_update(read=True)) is None:
-            raise Refused(
-                "dataset.files", f"file {file_id} has been deleted meanwhile; upload it again", "invalid_file"
-            )
-    if inputs.base is not None:
-        job_id, _ = inputs.base
-        if session.scalar(select(Job.id).where(Job.id == job_id).with_for_update(read=True)) is None:
-            raise Refused("model.hub", f"{job_id}, whose model it is, has been deleted meanwhile", "model_not_found")
+def _check_base(session: Session, inputs: Inputs) -> None:
+    """The job whose model this one starts from is there, and is not deleted before this one has its row."""
+    if inputs.base is None:
+        return
+    job_id, _ = inputs.base
+    if session.scalar(select(Job.id).where(Job.id == job_id).with_for_update(read=True)) is None:
+        raise Refused("model.hub", f"{job_id}, whose model it is, has been deleted meanwhile", "model_not_found")

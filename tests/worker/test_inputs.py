@@ -1,0 +1,116 @@
+"""A job that starts from another's model: made once, readable to its trainer alone, needed until it has ended."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import access, inputs, models, store, submission, wishes
+from jobs.database import Database
+from jobs.errors import Forbidden, ModelInUse, ModelNotFound, Refused
+from jobs.keys import EVERYBODY, Caller, Scope
+from jobs.locks import Locks
+from jobs.requests import JobRequest
+from jobs.settings import Settings
+from jobs.states import State
+from jobs.tables import Job
+from jobs.workers import Card
+from migrations.__main__ import upgrade
+from tests.conftest import job_body
+from trainer.rundir import RunDir
+from worker import inputs as made
+from worker.supervise import run_next
+
+CARD = Card("w", "host", "0", (), 2)
+SHORT = {"steps": 4, "global_batch": 2}
+
+
+class Place:
+    """An installation that lets jobs read nothing of its disk, and its worker."""
+
+    def __init__(self, home: Path) -> None:
+        self.settings = Settings(home=home, auth="on", lease_seconds=30, poll_seconds=0.1, check_files=True)
+        upgrade(self.settings.url)
+        self.database = Database(self.settings.url)
+
+    def submit(self, model: dict[str, str]) -> Job:
+        body = job_body(optimisation=SHORT, checkpoints={"every": 2, "keep": 1, "keep_best": False})
+        request = JobRequest.model_validate(body | {"model": model})
+        found = inputs.resolve(self.database, self.settings, EVERYBODY, request)
+        access.refuse(self.settings, found.spec, found.granted)
+        return submission.create(self.database, self.settings, request, inputs=found)
+
+    def run(self, job: Job) -> Job:
+        run_next(self.database, self.settings, CARD, job.id, lambda: False)
+        return store.get(self.database, job.id)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made_here = Place(tmp_path)
+    yield made_here
+    made_here.database.close()
+
+
+def test_a_model_is_made_once_and_trained_on(place: Place, tmp_path: Path) -> None:
+    first = place.run(place.submit({"preset": "llama-tiny"}))
+    assert first.state == State.SUCCEEDED, first.error
+    name = models.name_of(first)
+    assert name == f"ft:llama-tiny::{first.id.removeprefix('job-')}"
+    for gone in (f"{name}:ckpt-step-2", name.replace("llama-tiny", "other"), "ft:llama-tiny::0123456789abcdef0123"):
+        with pytest.raises(ModelNotFound):
+            models.find(place.database, place.settings, EVERYBODY, gone)
+    with pytest.raises(ModelNotFound):
+        models.find(place.database, place.settings, Caller("somebody", frozenset({Scope.WRITE})), name)
+    with pytest.raises(Refused, match="of step 2 is kept, only of 4"):
+        place.submit({"hub": f"{name}:ckpt-step-2"})
+
+    rundir = RunDir(first.run_directory)
+    (rundir.exports / ".step-00000004.partial-1").mkdir(parents=True)  # of an exporter that was killed
+    second = place.submit({"hub": name})
+    assert (second.base_run, second.base_step) == (first.id, 4)
+    with pytest.raises(ModelInUse, match=second.id):
+        wishes.remove(place.database, first.id)
+    with pytest.raises(ModelInUse):
+        wishes.remove_model(place.database, first)
+    # Its path is what the trainer gets, and nobody else.
+    path = str(rundir.export(4))
+    assert second.spec["model"] == {"path": path, "weights": "pretrained"}
+    with pytest.raises(Forbidden, match=r"model\.path"):
+        place.submit({"path": path})
+    second = place.run(second)
+    assert second.state == State.SUCCEEDED, second.error
+    assert sorted(entry.name for entry in rundir.exports.iterdir()) == ["lock", "step-00000004"]
+    by_hand = tmp_path / "by-hand"
+    subprocess.run([sys.executable, "-m", "trainer", "export", first.run_directory, by_hand], check=True)
+    weights = "model.safetensors"
+    assert (rundir.export(4) / weights).read_bytes() == (by_hand / weights).read_bytes()
+
+    # Once more: it is there, and nobody makes it again.
+    before = (rundir.export(4) / weights).stat().st_mtime_ns
+    needed = made.needs(place.database, second)
+    assert made.make(place.settings, rundir, needed, {}, threading.Event()) == (path,)
+    assert (rundir.export(4) / weights).stat().st_mtime_ns == before
+    wishes.remove_model(place.database, first)
+    assert not rundir.exports.exists() and not rundir.checkpoints.exists() and rundir.log.exists()
+    with pytest.raises(ModelNotFound, match="deleted"):
+        models.find(place.database, place.settings, EVERYBODY, name)
+
+
+def test_a_base_that_is_gone_or_being_made_elsewhere_is_told(place: Place) -> None:
+    base = RunDir(place.settings.runs / "job-base")
+    needed = made.Needs((), (base, 4), ())
+    with pytest.raises(made.Unmade, match="is gone") as caught:
+        made.make(place.settings, RunDir(place.settings.home), needed, {}, threading.Event())
+    assert caught.value.outcome.error is not None and caught.value.outcome.error["code"] == "bad_checkpoint"
+    base.root.mkdir(parents=True)
+    base.spec.write_text("{}")
+    other = Locks([base.exports / "lock"])
+    assert other.try_acquire()
+    cancelled = threading.Event()
+    threading.Timer(0.3, cancelled.set).start()
+    assert made.make(place.settings, RunDir(place.settings.home), needed, {}, cancelled) is None
+    other.release()
