@@ -100,6 +100,10 @@ class ExamplesDataset(_Examples):
     chat_template: str | None = Field(
         default=None, description="Jinja, as transformers has it; default: the tokeniser's, or a plain one without"
     )
+    samples: int = Field(
+        default=2, ge=0, le=8, description="held-out examples whose answers the model writes at each evaluation"
+    )
+    sample_tokens: int = Field(default=48, ge=1, le=512, description="most tokens of such an answer")
 
 
 # By the kind of labels; the first is the default that judges a run.

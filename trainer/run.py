@@ -19,6 +19,7 @@ from trainer.checkpoint.writing import Writer
 from trainer.config import TrainingSpec
 from trainer.engine import build_engine, sharder
 from trainer.errors import DivergenceError, RolledBackError, SpecError
+from trainer.generation.greedy import samples
 from trainer.guard import Guard
 from trainer.hardware import model_flops_utilization
 from trainer.methods import make_method
@@ -50,7 +51,7 @@ class Run:
             ranks, wanted = dist.get_world_size(), spec.resources.ranks
             raise SpecError(f"resources: {wanted} ranks are asked for, but {ranks} were started")
         self.emit(events.Preparing(step=0, what="building the model"))
-        tokenizer = load_tokenizer(spec.tokenizer)
+        self.tokenizer = load_tokenizer(spec.tokenizer)
         self.task = TASKS[spec.task].open(spec, rundir.data, dist.get_rank(), self.device)
 
         self.place = place.place_of(spec, rundir)
@@ -61,7 +62,7 @@ class Run:
         self.resumed = resumed is not None
         self.guard = Guard(spec.guard, resumed.guard if resumed else {})
         self.method = make_method(spec)
-        model, self.parameters = assemble(spec, tokenizer, self.method, resumed, partial(sharder, spec))
+        model, self.parameters = assemble(spec, self.tokenizer, self.method, resumed, partial(sharder, spec))
         self.engine = build_engine(spec, model, self.method)
         self.model = self.engine.module
         self.shards = Shards(self.engine)
@@ -135,6 +136,8 @@ class Run:
                 metrics=found.metrics,
             )
         )
+        for said in samples(self.spec, self.task, self.model, self.tokenizer):
+            self.emit(events.Sampled(step=self.step, prompt=said.prompt, text=said.text, wanted=said.wanted))
         return found.loss
 
     def save(self, loss: float | None = None, wait: bool = True) -> None:

@@ -31,5 +31,10 @@ class Kind:
 
 TASKS: dict[str, Kind] = {
     "pretrain": Kind(data.tokenise, data.Sequences, later={"sequence_length", "validation_fraction"}),
-    "finetune": Kind(make.make, ExampleTask, later={"validation_fraction", "packing", "examples"}, tell=make.tell),
+    "finetune": Kind(
+        make.make,
+        ExampleTask,
+        later={"validation_fraction", "packing", "examples", "samples", "sample_tokens"},
+        tell=make.tell,
+    ),
 }

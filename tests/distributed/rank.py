@@ -50,7 +50,8 @@ def live_bytes(run: Run) -> dict[str, int]:
 def train(case: dict[str, Any]) -> None:
     """Train `steps` steps; at each of `save_at`, write a checkpoint and go on with a new engine made from it.
 
-    `deepspeed` is merged into DeepSpeed's own configuration.
+    After every `evaluate_every` steps it is evaluated, besides the end. `deepspeed` is merged into DeepSpeed's own
+    configuration.
     """
     rundir = RunDir(case["directory"])
     events: list[Any] = []
@@ -60,6 +61,8 @@ def train(case: dict[str, Any]) -> None:
     run = Run(wanted, rundir, events.append)
     while run.step < case["steps"]:
         run.train_step(lambda: False)
+        if run.step < case["steps"] and run.step % case.get("evaluate_every", case["steps"]) == 0:
+            run.evaluate()
         if run.step in case.get("save_at", []):
             run.save()
             run = Run(TrainingSpec.model_validate(case.get("resume_as", case["spec"])), rundir, events.append)
