@@ -2,8 +2,9 @@
 
 A template that marks them itself, by {% generation %}, is believed. Of another one it is found out by rendering the
 conversation up to each of the assistant's messages, with the header that invites an answer, and through it: what was
-added is the answer, with what ends its turn. That needs each of these to begin the next, and is refused where a
-template writes earlier messages otherwise once later ones are there.
+added is the answer, with what ends its turn. A template may write an answer otherwise once more follows (without its
+reasoning, mostly): then the answer goes from its header to the special token that ends its turn. Where not even what
+comes before an answer stays as it was, nobody can tell, and the example is refused.
 """
 
 import json
@@ -103,15 +104,17 @@ class _Renderer:
         """The characters of `text`, the whole conversation, that the message adds behind its header."""
         before = self(messages[:index], invite=True) if index else ""
         through = self(messages[: index + 1])
+        end = next((token for token in self._ends if through.rstrip().endswith(token)), None)
+        if text.startswith(before) and not text.startswith(through) and end and end in text[len(before) :]:
+            return len(before), text.index(end, len(before)) + len(end)
         if not through.startswith(before) or not text.startswith(through):
             raise BadExample(
-                f"the chat template writes what comes before and with messages[{index}] otherwise when more follows, "
+                f"the chat template writes what comes before messages[{index}], or it, otherwise when more follows, "
                 "so what the assistant says cannot be told from the rest; give dataset.chat_template with "
                 "{% generation %} … {% endgeneration %} around it, or train on all tokens (train_on: all)"
             )
         # A line's end after the token that ends the turn comes from the template; no model is asked for it.
-        trimmed = through.rstrip()
-        return len(before), len(trimmed if trimmed.endswith(self._ends) else through)
+        return len(before), len(through if end is None else through.rstrip())
 
     def _render(self, messages: list[dict[str, Any]], invite: bool, marked: bool) -> tuple[str, Any]:
         try:

@@ -98,10 +98,23 @@ def test_a_template_that_rewrites_what_came_before_is_refused_with_the_way_out()
         "{% else %}…{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
     )
     turns = chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
-    with pytest.raises(BadExample, match=r"messages\[1\] otherwise when more follows.*generation.*train_on: all"):
+    with pytest.raises(
+        BadExample, match=r"messages\[1\], or it, otherwise when more follows.*generation.*train_on: all"
+    ):
         encode(turns, forgetful)
     assert sum(encode(turns, forgetful, train_on="all").marks) == len(encode(turns, forgetful, train_on="all").ids) - 1
     assert learnt_text(encode(chat(("user", "a"), ("assistant", "b")), forgetful)) == ["b"]
+
+
+def test_a_template_that_drops_the_reasoning_of_earlier_answers_is_followed() -> None:
+    """As Qwen 3's does: with what the assistant was about to say, only in its last message."""
+    reasoning = made.UNMARKED.replace(
+        "{{ m.content }}<|im_end|>{%- else",
+        "{% if loop.last %}<think></think>{% endif %}{{ m.content }}<|im_end|>{%- else",
+    )
+    assert "loop.last" in reasoning
+    turns = chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    assert learnt_text(encode(turns, reasoning)) == ["b<|im_end|>", "<think></think>d<|im_end|>"]
 
 
 def test_a_template_that_refuses_a_conversation_or_is_none_says_so() -> None:
