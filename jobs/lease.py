@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from jobs import counters, failures, keys, webhooks
+from jobs import counters, failures, keys, results, webhooks
 from jobs.database import Database, clock, now
 from jobs.errors import LeaseLost
 from jobs.journal import add_event, announce_later
@@ -197,6 +197,7 @@ def leave(
         job.finished_at = at
         counters.add(database, session, "jobs_finished", state, 1)
         counters.observe(database, session, counters.DURATION, at - (job.started_at or at))
+        results.attach(session, job)
         webhooks.tell(session, job)
     add_event(session, job.id, state, job.step, {"error": error} if error else {})
     _announce_next_of_owner(session, job)

@@ -83,6 +83,7 @@ class Job(Base):
     task: Mapped[str] = mapped_column(String(16), server_default="pretrain")  # pretrain, finetune, classify
     # How it was asked for through /v1/fine_tuning/jobs, and what that shows besides; null for a job of /v1/jobs.
     tuning: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    results_due_at: Mapped[float | None] = mapped_column(index=True)  # of a job that has ended without its result file
     base_run: Mapped[str | None] = mapped_column(String(40))  # the job whose model this one starts from
     base_step: Mapped[int | None]  # of the checkpoint
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from jobs import counters, keys, webhooks
+from jobs import counters, keys, results, webhooks
 from jobs.database import Database, clock
 from jobs.errors import FilesInUse, JobNotFound, ModelInUse, WrongState
 from jobs.journal import add_event, announce_later
@@ -30,6 +30,7 @@ def cancel(database: Database, job_id: str) -> Job:
             job.state = State.CANCELLED
             add_event(session, job_id, "cancelled", None, {})
             counters.add(database, session, "jobs_finished", State.CANCELLED, 1)
+            results.attach(session, job)
             webhooks.tell(session, job)
         elif job.state == State.RUNNING and job.cancel_requested_at is None:
             job.cancel_requested_at = clock(session)

@@ -20,12 +20,13 @@ from typing import Any, TypeVar
 from sqlalchemy.exc import DBAPIError
 
 from jobs import lease as leases
-from jobs import reports, schedule, upkeep, workers
+from jobs import reports, results, schedule, upkeep, workers
 from jobs.database import Database
-from jobs.errors import LeaseLost
+from jobs.errors import JobsError, LeaseLost
 from jobs.lease import Lease, Outcome, Wishes
 from jobs.locks import Locks, device_locks, run_lock
 from jobs.settings import Settings
+from jobs.states import TERMINAL
 from jobs.tables import Job
 from jobs.workers import Card
 from trainer import logs, tracing
@@ -287,12 +288,24 @@ class _Attempt:
     def _finish(self, outcome: Outcome) -> None:
         if outcome.error is not None:
             tracing.failed(outcome.error["code"])
+        if outcome.kind == "succeeded":
+            # The lease is not renewed meanwhile: a store that hangs must not cost it.
+            results.make_early(self.database, self.settings, self.lease.job_id, self.lease.fence, self._spare_seconds)
         try:
             state = self._patiently(lambda: leases.finish(self.database, self.lease, outcome))
         except LeaseLost as error:
             log.warning("%s; the outcome is not written", error)
             return
         log.info("attempt %d %s, the job is %s", self.lease.fence, outcome.kind, state)
+        if state in TERMINAL:
+            try:
+                results.make_due(self.database, self.settings, self.lease.job_id)
+            except (JobsError, DBAPIError) as error:
+                log.warning("the reaper makes the result file: %s", error)
+
+    @property
+    def _spare_seconds(self) -> float:
+        return min(10.0, (self.lease_ends - time.monotonic()) / 3)
 
     def _patiently(self, ask: Callable[[], Answer]) -> Answer:
         """Ask the database until it answers or the lease has run out. Raises LeaseLost."""

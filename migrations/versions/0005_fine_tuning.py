@@ -13,9 +13,11 @@ def upgrade() -> None:
     with op.batch_alter_table("jobs") as jobs:
         jobs.add_column(sa.Column("task", sa.String(16), nullable=False, server_default="pretrain"))
         jobs.add_column(sa.Column("tuning", sa.JSON(), nullable=True))
+        jobs.add_column(sa.Column("results_due_at", sa.Float(53), nullable=True))
         jobs.add_column(sa.Column("base_run", sa.String(40), nullable=True))
         jobs.add_column(sa.Column("base_step", sa.Integer(), nullable=True))
         jobs.create_index("ix_jobs_base_run", ["base_run"])
+        jobs.create_index("ix_jobs_results_due_at", ["results_due_at"])
     with op.batch_alter_table("points") as points:
         points.add_column(sa.Column("accuracy", sa.Float(53), nullable=True))
     with op.batch_alter_table("evaluations") as evaluations:
@@ -98,5 +100,6 @@ def downgrade() -> None:
         points.drop_column("accuracy")
     with op.batch_alter_table("jobs") as jobs:
         jobs.drop_index("ix_jobs_base_run")
-        for column in ("base_step", "base_run", "tuning", "task"):
+        jobs.drop_index("ix_jobs_results_due_at")
+        for column in ("results_due_at", "base_step", "base_run", "tuning", "task"):
             jobs.drop_column(column)
