@@ -103,7 +103,7 @@ def test_a_step_has_one_line_whatever_is_known_of_it() -> None:
     evaluations = [
         Evaluation(step=0, loss=3.0),
         Evaluation(step=3, loss=2.0, accuracy=0.25),
-        Evaluation(step=4, loss=1),
+        Evaluation(step=4, loss=1.0),
     ]
     assert list(results.lines(points, evaluations))[1:] == [
         "0,,,3.0,,\n", "2,1.5,,,,0.1\n", "3,0.5,,2.0,0.25,1e-07\n", "4,,,1.0,,\n"
