@@ -3,6 +3,9 @@
 A large file is examined by a process of its own (`python -m trainer examine`): whatever it holds, it can neither keep
 other requests waiting nor take this process's memory, nor end it. Who examines holds the file for a while
 (`checked_until`) and says so again and again; what a dead process has left is taken up by the next one.
+
+The API's processes do this, and remove what has expired, since they have the disk that files come in on; a reaper may
+have none.
 """
 
 import json
@@ -19,7 +22,7 @@ from typing import Any
 from sqlalchemy import or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs import filestore
+from jobs import files, filestore
 from jobs.database import Database, now
 from jobs.errors import FileDamaged, StoreAway
 from jobs.files import Status
@@ -31,8 +34,9 @@ from trainer.records import kind_of
 log = logging.getLogger("stiefel.files")
 
 _HELD_SECONDS = 60.0
-# Files that nobody has begun with for so long are the reaper's.
+# Files that nobody has begun with for so long are anybody's.
 _FORGOTTEN_SECONDS = 30.0
+_UPKEEP_SECONDS = 10.0
 # Examined at once and here: it takes less time than starting a process. Not Parquet, which may unfold to anything.
 _SMALL_BYTES = 128 * 2**10
 _MOST_SECONDS = 1800
@@ -46,13 +50,14 @@ class Stopped(Exception):
 
 
 class Checker:
-    """Examines files, a few at a time. Of each process that does so there is one."""
+    """Examines files, a few at a time, and looks after them. Each process of the API has one."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database, self._settings = database, settings
         self._pool = ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="filecheck")
         self._stop = threading.Event()
         self._lock, self._waiting = threading.Lock(), set[str]()
+        self._keeper = threading.Thread(target=self._keep, name="filekeeper", daemon=True)
 
     def after_upload(self, stored: StoredFile) -> StoredFile:
         """Before the answer where that takes no time, else soon. Returns the file as it is now."""
@@ -72,6 +77,21 @@ class Checker:
             self._waiting.add(file_id)
         self._pool.submit(self._check, file_id)
 
+    def start(self) -> None:
+        """Look after files until `close`."""
+        self._keeper.start()
+
+    def _keep(self) -> None:
+        while not self._stop.wait(_UPKEEP_SECONDS):
+            try:
+                files.remove_due(self._database, self._settings)
+                filestore.sweep(self._settings)
+                self.catch_up()
+            except SQLAlchemyError as error:
+                log.warning("files are looked after later: %s", error)
+            except Exception:
+                log.exception("files are looked after later")
+
     def catch_up(self) -> None:
         """Files that nobody examines, since whoever was to do it has died."""
         left = or_(StoredFile.checked_until < now(), StoredFile.checked_until.is_(None))
@@ -86,6 +106,8 @@ class Checker:
         """What has begun is left to others."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
+        if self._keeper.is_alive():
+            self._keeper.join()
 
     def _check(self, file_id: str) -> None:
         try:
@@ -164,12 +186,12 @@ def _is_small(path: Path, stored: StoredFile) -> bool:
 def _report(path: Path, stored: StoredFile, hold: _Hold) -> dict[str, Any]:
     if _is_small(path, stored):
         return examine([path], columns=stored.columns).as_json()
-    command = [sys.executable, "-m", "trainer", "examine", str(path), "--json"]
-    command += ["--columns", json.dumps(stored.columns)]
     # What parses a stranger's file knows no password of ours.
     environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT}
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment) as process:
+    with subprocess.Popen(
+        _command(path, stored), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment
+    ) as process:
         resource.prlimit(process.pid, resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
         resource.prlimit(process.pid, resource.RLIMIT_CPU, (_MOST_SECONDS, _MOST_SECONDS))
         try:
@@ -185,6 +207,11 @@ def _report(path: Path, stored: StoredFile, hold: _Hold) -> dict[str, Any]:
         summary = f"the file cannot be examined within {limits}; split it into smaller ones"
         return {"fine": False, "summary": summary, "format": None, "examples": None, "statistics": {}}
     return report
+
+
+def _command(path: Path, stored: StoredFile) -> list[str]:
+    columns = json.dumps(stored.columns)
+    return [sys.executable, "-m", "trainer", "examine", str(path), "--json", "--columns", columns]
 
 
 def _awaited(process: subprocess.Popen[bytes], hold: _Hold) -> tuple[bytes, str]:

@@ -4,8 +4,8 @@
        │             └──────┬─────────┘
        └─ its process died ─┴→ deleted ─→ ∅
 
-Who is killed between a row and its bytes leaves a row that says so: `storing` and `deleted` are seen by nobody but the
-reaper, which removes bytes first and row last. Nothing is ever removed from the store that no row has named.
+Who is killed between a row and its bytes leaves a row that says so: `storing` and `deleted` are seen by nobody but
+`remove_due`, which removes bytes first and row last. Nothing is ever removed from the store that no row has named.
 """
 
 import logging
@@ -166,7 +166,7 @@ def need(session: Session, job_id: str, file_ids: Sequence[str], of: str | None)
 def remove(database: Database, settings: Settings, file_id: str, of: str | None = None) -> None:
     """→ ∅. Raises FileUnknown, and FileNeeded while a job that has not ended needs it.
 
-    Where the store is away the reaper removes the bytes later; the file is gone for everybody else.
+    Where the store is away the bytes are removed later (`remove_due`); the file is gone for everybody else.
     """
     with database.transaction() as session:
         stored = _get(session, file_id, of, hold=True)
