@@ -12,6 +12,7 @@ from trainer.events import Prepared
 from trainer.examples import BadExample, Chat, Example, Prompt, Text
 from trainer.finetune.chat import PLAIN_TEMPLATE
 from trainer.finetune.tokens import Encoder, Tokens, cut
+from trainer.prepare import digest, prepare
 from trainer.prepared import Prepared as Files
 from trainer.rundir import RunDir
 from trainer.tokenizer import byte_tokenizer, load_tokenizer
@@ -246,3 +247,15 @@ def test_a_prepared_run_directory_is_used_again_unless_the_tokens_would_be_other
     assert told[0] == told[1] and told[0]
     with pytest.raises(SpecError, match="dataset: .* was made from"):
         made.make(made.spec(tmp_path, dataset={"sequence_length": 64}), rundir)
+
+
+def test_a_stop_while_tokenising_is_obeyed_and_the_next_start_makes_everything_anew(tmp_path: Path) -> None:
+    wanted, rundir = made.spec(tmp_path), RunDir(tmp_path / "run")
+    looks = iter([False, False, True])
+    assert not prepare(wanted, rundir, 0, lambda _: None, lambda: next(looks))
+    assert not (rundir.data / "meta.json").exists()
+    undisturbed = RunDir(tmp_path / "other")
+    for directory in (rundir, undisturbed):
+        made.make(wanted, directory)
+    assert digest(rundir) == digest(undisturbed)
+    assert (rundir.data / "tokens.bin").read_bytes() == (undisturbed.data / "tokens.bin").read_bytes()
