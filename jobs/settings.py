@@ -17,7 +17,7 @@ _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="STIEFEL_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="STIEFEL_", frozen=True, env_ignore_empty=True)
 
     home: Path = Field(default=Path(".stiefel"), description="run directories, locks, and the SQLite file")
     database_url: str = Field(default="", description="SQLAlchemy URL; default: a SQLite file in home")

@@ -16,6 +16,7 @@ from typing import Any
 
 from jobs import filestore, inputs
 from jobs.database import Database
+from jobs.errors import FileDamaged, StoreAway
 from jobs.failures import class_of
 from jobs.lease import Outcome
 from jobs.locks import Locks
@@ -71,7 +72,12 @@ def make(
     for file in needed.files:
         if cancelled.is_set():
             return None
-        granted.append(str(filestore.ensure_local(settings, file)))
+        try:
+            granted.append(str(filestore.ensure_local(settings, file)))
+        except FileDamaged as error:
+            raise Unmade("bad_data", f"dataset.files: {error}") from error
+        except StoreAway as error:
+            raise Unmade("infrastructure", f"dataset.files: {file.id} cannot be fetched: {error}") from error
     if needed.base is not None:
         path = _exported(*needed.base, rundir, environment, cancelled)
         if path is None:
