@@ -7,6 +7,7 @@ fetched and made by the worker, before it starts the trainer (`worker.inputs`).
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
@@ -23,7 +24,9 @@ from jobs.settings import Settings
 from jobs.tables import Job, JobFile, StoredFile
 from trainer.config import TrainingSpec
 from trainer.datasetconfig import Examples, ExamplesDataset, JsonlDataset, TextDataset
-from trainer.modelconfig import HubModel
+from trainer.methodcheck import rank_problem
+from trainer.modelconfig import DirectoryModel, HubModel, PresetModel
+from trainer.presets import PRESETS, shape_of_directory
 
 # Which formats of a checked file a task can use.
 _FORMATS = {"finetune": ("chat", "prompt", "text"), "classify": ("labelled",), "pretrain": ("text",)}
@@ -74,6 +77,8 @@ def resolve(
             paths += at.values()
             ids = tuple(at)
     spec = request.model_copy(update=changes).spec()
+    if base is not None:
+        _check_rank(database, settings, base, spec)
     return Inputs(spec, ids, (base.job.id, base.step) if base else None, tuple(paths))
 
 
@@ -116,6 +121,23 @@ def _tuned(database: Database, settings: Settings, caller: Caller, request: JobR
     if found.job.task == "classify" and request.task != "classify":
         raise Refused("model.hub", f"{model.hub!r} is a classifier: it can be trained on for task classify alone")
     return found
+
+
+def _check_rank(database: Database, settings: Settings, base: TunedModel, spec: TrainingSpec) -> None:
+    """The directory is not made yet: what is known of its shape is what its first ancestor has."""
+    job: Job | None = base.job
+    with database.reading() as session:
+        while job is not None and job.base_run is not None:
+            job = session.get(Job, job.base_run)
+    model = TrainingSpec.model_validate(job.spec).model if job is not None else None
+    shape = None
+    if isinstance(model, PresetModel):
+        shape = PRESETS[model.preset]
+    elif isinstance(model, DirectoryModel) and settings.check_files and (Path(model.path) / "config.json").is_file():
+        shape = shape_of_directory(Path(model.path))
+    problem = rank_problem(spec.method, shape, base.name) if shape is not None else None
+    if problem:
+        raise Refused("method.rank", problem)
 
 
 def _named(database: Database, caller: Caller, request: JobRequest, patience: float) -> dict[str, StoredFile]:

@@ -169,7 +169,7 @@ def automatic_batch(examples: int | None, divisor: int) -> int:
     if examples is not None:
         share = max(_SMALLEST_BATCH, min(_LARGEST_BATCH, examples // _BATCHES))
         wanted = 2 ** int(math.log2(max(1, min(share, examples))))
-    return math.ceil(wanted / divisor) * divisor
+    return -(-wanted // divisor) * divisor
 
 
 def _file(database: Database, caller: Caller, field: str, file_id: str) -> StoredFile:

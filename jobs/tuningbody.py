@@ -14,6 +14,8 @@ from trainer.strict import Strict
 TYPES = ("supervised", "pretrain", "classify")
 HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
 # What a job of ours takes, by the names that it has here: extra_body brings them.
+# Far beyond what any of them can mean; what they can, is checked where they are used.
+_MOST = 2**31
 GROUPS = ("optimizer", "optimisation", "dataset", "deepspeed", "resources", "checkpoints", "guard", "retry")
 SETTINGS = (*GROUPS, "tokenizer", "priority")
 
@@ -111,15 +113,15 @@ class Wish:
         value = self.said.get(name, "auto")
         if value == "auto":
             return None
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise Refused(self.name_of(name), f"must be a whole number above 0, or 'auto' (got {value!r})")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < _MOST:
+            raise Refused(self.name_of(name), f"must be a whole number from 1 on, or 'auto' (got {value!r})")
         return value
 
     def _number(self, name: str) -> float | None:
         value = self.said.get(name, "auto")
         if value == "auto":
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _MOST:
             raise Refused(self.name_of(name), f"must be a number above 0, or 'auto' (got {value!r})")
         return float(value)
 

@@ -83,6 +83,10 @@ def test_a_fine_tuned_model_can_be_deleted_and_nothing_else(service: tuple[Serve
     with pytest.raises(openai.ConflictError) as needed:
         client.models.delete(name)
     assert needed.value.code == "model_in_use"
+    with pytest.raises(openai.BadRequestError) as too_much:
+        large = {"optimizer": {"name": "galore", "rank": 4000}}
+        client.fine_tuning.jobs.create(model=name, training_file=file, extra_body=large)
+    assert too_much.value.param == "optimizer.rank"
     client.fine_tuning.jobs.cancel(second.id)
     deleted = client.models.delete(name)
     typed(deleted)
