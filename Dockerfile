@@ -122,7 +122,7 @@ COPY pyproject.toml ./
 # hadolint ignore=DL3013 # versions: PIP_CONSTRAINT
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
     touch README.md \
-    && pip install --no-build-isolation '.[trainer,postgresql,tracing,s3,gcs]'
+    && pip install --no-build-isolation '.[trainer,serve,postgresql,tracing,s3,gcs]'
 COPY . .
 # torch wants setuptools when it runs.
 RUN pip install --no-cache-dir --no-index --no-build-isolation --no-deps --force-reinstall . \

@@ -10,7 +10,8 @@ from typing import Any
 from tests.deploy.dockerfile import ROOT
 
 SECRETS = {"POSTGRES_PASSWORD": "one", "REDIS_PASSWORD": "two", "GRAFANA_PASSWORD": "three"}
-PROFILES = ("gpu", "cpu", "monitoring")
+SECRETS |= {"GENERATOR_SECRET": "four, of 16 characters or more"}
+PROFILES = ("gpu", "cpu", "generator", "monitoring")
 
 
 def read(*profiles: str, settings: dict[str, str] | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.deploy.dockerfile import ROOT, stages
 
 ALWAYS = {"postgres", "redis", "migrate", "api", "reaper"}
 ADDED = {"gpu": {"worker-gpu"}, "cpu": {"worker-cpu"}, "monitoring": {"metrics-key", "prometheus", "grafana"}}
+ADDED |= {"generator": {"generator"}}
 # They end.
 ONCE = {"migrate", "metrics-key"}
 WORKERS = {"worker-gpu", "worker-cpu"}
@@ -29,7 +31,7 @@ def services() -> dict[str, Any]:
     return dict(read(*PROFILES)["services"])
 
 
-CHOICES = [choice for size in range(4) for choice in itertools.combinations(PROFILES, size)]
+CHOICES = [choice for size in range(len(PROFILES) + 1) for choice in itertools.combinations(PROFILES, size)]
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "+".join(choice) or "none")
@@ -157,7 +159,7 @@ def test_what_is_mounted_from_here_is_here(services: dict[str, Any]) -> None:
 
 def test_whoever_needs_run_directories_has_the_same(services: dict[str, Any]) -> None:
     home = stages()["api"].environment["STIEFEL_HOME"]
-    for name in {"api"} | WORKERS:
+    for name in {"api", "generator"} | WORKERS:
         mounts = {mount["target"]: mount["source"] for mount in services[name]["volumes"]}
         assert mounts[home] == "runs", name
         assert mounts["/data"] == "data", name
@@ -217,6 +219,21 @@ def test_gpus_are_reserved_and_chosen(services: dict[str, Any]) -> None:
     assert chosen["environment"]["STIEFEL_GPUS"] == "0,1"
     assert "deploy" not in services["worker-cpu"]
     assert services["worker-cpu"]["environment"]["STIEFEL_GPUS"] == "none"
+
+
+def test_the_generator_is_asked_by_the_api_alone_and_knows_nothing_of_the_service(services: dict[str, Any]) -> None:
+    generator, api = services["generator"], services["api"]
+    assert generator["networks"].keys() == {"front"} <= api["networks"].keys()
+    assert "ports" not in generator
+    secret = generator["environment"]["STIEFEL_GENERATOR_SECRET"]
+    assert secret == api["environment"]["STIEFEL_GENERATOR_SECRET"] == SECRETS["GENERATOR_SECRET"]
+    assert not [name for name in generator["environment"] if "URL" in name]
+    assert generator["image"] == services["worker-cpu"]["image"]
+    options = [word for word in generator["command"] if word.startswith("--")]
+    done = subprocess.run([sys.executable, "-m", "trainer", "serve", "--help"], capture_output=True, text=True)
+    assert not [option for option in options if option not in done.stdout]
+    # Without the profile the API says how to start one.
+    assert api["environment"]["STIEFEL_GENERATOR_URL"] == ""
 
 
 def test_grafana_asks_the_prometheus_that_is_there(services: dict[str, Any]) -> None:

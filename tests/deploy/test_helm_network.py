@@ -9,7 +9,7 @@ import pytest
 from tests.deploy.chart import CASES, Object, component, name, of_kind, pods, rendered, selects
 
 every_case = pytest.mark.parametrize("case", CASES)
-PORTS = {"api": 8000, "reaper": 9464, "postgresql": 5432, "valkey": 6379}
+PORTS = {"api": 8000, "reaper": 9464, "postgresql": 5432, "valkey": 6379, "generator": 8001}
 
 
 @every_case
@@ -44,11 +44,26 @@ def test_in_a_release_with_everything_only_these_connections_are_possible() -> N
         (one, other)
         for one in labels
         for other, port in PORTS.items()
+        if other in labels
         if leaves(parts, labels[one], labels[other], port) and enters(parts, labels[one], labels[other], port)
     }
     clients = {"api", "reaper", "worker"}
     # Workers may reach anything there, but none of the others lets them in.
     assert open_to == {(one, "postgresql") for one in clients} | {(one, "valkey") for one in clients}
+
+
+def test_the_generator_is_asked_by_the_api_alone_and_asks_nobody_of_the_release() -> None:
+    parts = rendered("external")
+    labels = {component(pod["metadata"]["labels"]): pod for _, pod in pods(parts)}
+    open_to = {
+        (one, other)
+        for one in labels
+        for other in labels
+        if one != other and "generator" in (one, other) and other in PORTS
+        if leaves(parts, labels[one], labels[other], PORTS[other])
+        and enters(parts, labels[one], labels[other], PORTS[other])
+    }
+    assert open_to == {("api", "generator")}
 
 
 def test_migrations_reach_a_database_elsewhere_and_no_broker() -> None:

@@ -120,13 +120,23 @@ def test_what_pods_are_told_are_settings(case: str, monkeypatch: pytest.MonkeyPa
             assert ours.keys() - known <= {"STIEFEL_REDIS_PASSWORD"}, whose
             with monkeypatch.context() as patch:
                 for key, value in ours.items():
-                    patch.setenv(key, value if isinstance(value, str) else "from-a-secret")
+                    patch.setenv(key, value if isinstance(value, str) else "from-a-secret-of-yours")
                 settings = Settings()
             if isinstance(ours["STIEFEL_DATABASE_URL"], str):
                 url = make_url(settings.database_url)
                 assert (url.drivername, url.password, url.database) == ("postgresql+psycopg", None, "stiefel")
                 assert set(url.query) == {"sslmode"}
                 assert "secretKeyRef" in told["PGPASSWORD"]
+
+
+def test_the_generator_is_told_the_api_s_secret_and_nothing_of_the_service() -> None:
+    parts = rendered("external")
+    found = {component(pod["metadata"]["labels"]): pod["spec"]["containers"][0] for _, pod in pods(parts)}
+    generator, api = (environment(found[name], parts) for name in ("generator", "api"))
+    assert generator["STIEFEL_GENERATOR_SECRET"] == api["STIEFEL_GENERATOR_SECRET"]
+    assert api["STIEFEL_GENERATOR_URL"] == "http://try-stiefel-generator:8001"
+    assert not {"STIEFEL_DATABASE_URL", "STIEFEL_REDIS_URL", "PGPASSWORD"} & generator.keys()
+    assert found["generator"]["resources"]["limits"]["nvidia.com/gpu"] == 1
 
 
 @every_case
@@ -214,7 +224,7 @@ def test_commands_and_their_options_are_those_of_the_programs() -> None:
     probes = {
         tuple(probe["exec"]["command"]) for c in _our_containers() if "exec" in (probe := c.get("livenessProbe", {}))
     }
-    assert len(commands) == 5
+    assert len(commands) == 6
     for program, *arguments in commands | probes:
         assert program == "python"
         options = [argument for argument in arguments if argument.startswith("--")]
@@ -228,6 +238,6 @@ def _our_containers() -> list[Any]:
     found: list[Object] = []
     for case in CASES:
         for _, pod in pods(rendered(case)):
-            if component(pod["metadata"]["labels"]) in OURS:
+            if component(pod["metadata"]["labels"]) in (*OURS, "generator"):
                 found += containers(pod)
     return found

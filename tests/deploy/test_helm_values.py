@@ -45,6 +45,8 @@ REFUSED = {
     "extraEnv: [{name: A}]": ["extraEnv"],
     "extraVolumes: [{name: a, mountPath: data, volume: {emptyDir: {}}}]": ["mountPath"],
     "runs: {accessModes: [ReadOnlyMany]}": ["accessModes"],
+    "generator: {gpus: 2}": ["generator", "gpus"],
+    "generator: {replicas: 2}": ["generator", "replicas"],
 }
 CONTRADICTORY = {
     "database: {host: ''}": "database.host",
@@ -62,6 +64,10 @@ CONTRADICTORY = {
     "api: {autoscaling: {enabled: true, minReplicas: 9}}": "api.autoscaling.minReplicas",
     "metrics: {serviceMonitor: {enabled: true}}": "metrics.serviceMonitor.apiKeySecret",
     "runs: {type: emptyDir}": "settings.writable",
+    "generator: {enabled: true}": "generator.existingSecret",
+    "{generator: {enabled: true, existingSecret: s}, runs: {type: emptyDir}, settings: {writable: ['s3://b']}}": (
+        "generator.enabled"
+    ),
     "{runs: {type: emptyDir, existingClaim: x}, settings: {writable: ['s3://b']}}": "runs.existingClaim",
     "extraVolumes: [{name: runs, mountPath: /a, volume: {emptyDir: {}}}]": "extraVolumes",
     "extraVolumes: [{name: a, mountPath: /tmp, volume: {emptyDir: {}}}]": "extraVolumes",
@@ -195,4 +201,7 @@ def _leaves(part: dict[str, Any], path: tuple[str, ...] = ()) -> Any:
 
 def _free(key: tuple[str, ...]) -> bool:
     """Below something of Kubernetes' own, or a key that only a pool's image has."""
-    return bool({"requests", "limits", "labels"} & set(key)) or key[:2] == ("workerDefaults", "image")
+    return bool({"requests", "limits", "labels"} & set(key)) or key[:2] in (
+        ("workerDefaults", "image"),
+        ("generator", "image"),
+    )

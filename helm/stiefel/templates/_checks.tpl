@@ -6,6 +6,17 @@
 {{- include "stiefel.checks.volumes" . }}
 {{- include "stiefel.checks.workers" . }}
 {{- include "stiefel.checks.settings" . }}
+{{- include "stiefel.checks.generator" . }}
+{{- end }}
+
+{{- define "stiefel.checks.generator" -}}
+{{- $generator := .Values.generator }}
+{{- if and $generator.enabled (not $generator.existingSecret) }}
+{{- fail "generator.existingSecret: say which Secret has what the generator and the API share" }}
+{{- end }}
+{{- if and $generator.enabled (eq .Values.runs.type "emptyDir") }}
+{{- fail "generator.enabled: with runs.type emptyDir it would find no runs; use a claim" }}
+{{- end }}
 {{- end }}
 
 {{- define "stiefel.checks.settings" -}}
