@@ -38,10 +38,11 @@ def up(
     home: Annotated[Path, typer.Option(help="database, run directories, logs")] = Path(".stiefel"),
     port: Annotated[int, typer.Option(help="of the API; 0 takes a free one")] = 8000,
     workers: Annotated[int, typer.Option(min=1, max=64, help="jobs that run at a time")] = 1,
+    generator: Annotated[bool, typer.Option(help="for trying models out: POST /v1/chat/completions")] = True,
 ) -> None:
-    """Run broker, API, reaper and workers on this machine until Ctrl-C."""
+    """Run broker, API, reaper, workers and a generator on this machine until Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    with Stack(home, port, workers) as stack:
+    with Stack(home, port, workers, generator=generator) as stack:
         console.print(f"[bold]Stiefel[/] is up at {stack.api_url} ({broker_name(stack)}); logs in {stack.home}/logs")
         console.print(
             f"  try: stiefel submit --model llama-1m --method galore --steps 100 --watch --api {stack.api_url}"

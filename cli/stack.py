@@ -5,6 +5,7 @@ For a laptop, a first look and the tests; a cluster runs the same processes unde
 
 import logging
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -16,15 +17,18 @@ from pathlib import Path
 
 import httpx
 import redis
+from pydantic import TypeAdapter
 
 from cli.broker import BrokerConfig, find_server
 from jobs.settings import Settings
+from trainer import logs
 from trainer.process import free_port
 
 log = logging.getLogger("stiefel.stack")
 
 # A worker that is told to end waits for its trainer's last checkpoint, for the grace period, and then says goodbye.
 _GOODBYE_SECONDS = 15
+_OF_THE_SERVICE = re.compile("STIEFEL_.*|PGPASSWORD|CELERY_BROKER_URL")
 
 
 class StackError(Exception):
@@ -48,13 +52,15 @@ class Stack:
     """Start with `start` or `with`; everything it started ends with it, also when it is killed.
 
     `port` 0 takes a free one. `environment` holds STIEFEL_* settings for the children, such as STIEFEL_DATABASE_URL;
-    with STIEFEL_REDIS_URL no broker is started. With a `metrics_port` the reaper exports metrics there.
+    with STIEFEL_REDIS_URL no broker is started. With a `metrics_port` the reaper exports metrics there. With a
+    `generator` models can be tried out: it is not waited for, and imports no torch before somebody asks.
     """
 
     home: Path
     port: int = 8000
     workers: int = 1
     metrics_port: int | None = None
+    generator: bool = False
     environment: dict[str, str] = field(default_factory=dict)
     children: dict[str, Child] = field(default_factory=dict)
 
@@ -86,6 +92,8 @@ class Stack:
                 self._start_broker()
             self._migrate()
             python = sys.executable
+            if self.generator:
+                self._start_generator()
             self._start(
                 "api",
                 [python, "-m", "api", "--host", "127.0.0.1", "--port", str(self.port)],
@@ -142,6 +150,19 @@ class Stack:
         client = redis.Redis.from_url(config.url)
         self._wait_for("broker", lambda: bool(client.ping()))
         client.close()
+
+    def _start_generator(self) -> None:
+        """It may run code that comes with a model, and so is told nothing of the service but what it shows the API."""
+        port, secret = free_port(), secrets.token_hex(16)
+        self._settings |= {"STIEFEL_GENERATOR_URL": f"http://127.0.0.1:{port}", "STIEFEL_GENERATOR_SECRET": secret}
+        code = TypeAdapter(bool).validate_python(self._settings.get("STIEFEL_TRUST_REMOTE_CODE", "0"))
+        told = {name: value for name, value in os.environ.items() if not _OF_THE_SERVICE.fullmatch(name)}
+        told |= {"STIEFEL_GENERATOR_SECRET": secret, "STIEFEL_TRUST_REMOTE_CODE": str(int(code))}
+        told |= {name: self._settings[name] for name in (logs.FORM, logs.LEVEL) if name in self._settings}
+        # Not on a GPU, which trainings want whole.
+        command = [sys.executable, "-m", "trainer", "serve", "--port", str(port), "--device", "cpu"]
+        self.children["generator"] = Child("generator", command, self.home / "logs" / "generator.log", told)
+        self._spawn(self.children["generator"])
 
     def _migrate(self) -> None:
         done = subprocess.run(
