@@ -67,12 +67,3 @@ def name_of(given: str) -> str | None:
 def columns_of(task: str, values: Mapping[str, Any]) -> dict[str, str] | None:
     """What the fields are called in a file that has such values; None where it is no file of the task."""
     return next((columns for columns in TASKS[task].files if set(columns.values()) <= set(values)), None)
-
-
-def is_numbered(task: str, first: Mapping[str, Any]) -> bool:
-    """Whether a file, of which these would be the first record's values, has no header.
-
-    Then its first line was taken for one, and no form of the task's files has such columns.
-    """
-    by_number = any(all(name.isdecimal() for name in columns.values()) for columns in TASKS[task].files)
-    return by_number and columns_of(task, first) is None

@@ -9,15 +9,24 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from trainer import access
+from trainer.classify import model as classifier
 from trainer.config import TrainingSpec
 from trainer.errors import SpecError, unloadable
+from trainer.heads import head_parameters
 from trainer.modelconfig import HubModel, PresetModel, starts_from_weights
 from trainer.presets import PRESETS
-from trainer.weights import Drawn, Filler, Source, Stored, directory_of, without_values
+from trainer.weights import Drawn, Filler, Mixed, Source, Stored, directory_of, without_values
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Fill = Callable[[nn.Module], None]
@@ -42,20 +51,37 @@ def structure(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase, values: bo
     name, revision = _where(spec)
     try:
         config = _config(name, revision) if name else _preset_config(spec, tokenizer)
-        model = _on_meta(config, dtype)
-        source: Source = Drawn(model, spec.optimisation.seed)
+        # Of a classifier's weights; afterwards the configuration has the run's own labels.
+        same_labels = spec.task == "classify" and classifier.has_labels_of(config, spec)
+        if spec.task == "classify":
+            classifier.set_labels(config, spec, tokenizer)
+        auto = AutoModelForSequenceClassification if spec.task == "classify" else AutoModelForCausalLM
+        model = _on_meta(config, dtype, auto)
+        drawn = Drawn(model, spec.optimisation.seed)
+        source: Source = drawn
         stored = starts_from_weights(spec.model) and values
+
+        def loaded() -> Any:
+            if spec.task == "classify":
+                return classifier.loaded(name, revision, config, dtype, same_labels, spec.optimisation.seed)
+            return _loaded(name, revision, dtype)
+
         if fills_by_module(model):
             if stored:
-                source = Stored(directory_of(name, revision))
-                if not source.has_all_of(model):
+                found = Stored(directory_of(name, revision))
+                lacking = found.lacks(model)
+                if not lacking:
+                    source = found
+                if spec.task == "classify" and lacking <= set(head_parameters(model)):
+                    source = Mixed(found, drawn, classifier.new_names(model, lacking, same_labels))
+                elif lacking:
                     # Names or shapes that transformers changes on the way, or no safetensors: its own loader knows.
-                    model = _loaded(name, revision, dtype)
+                    model = loaded()
         elif values:
             torch.manual_seed(spec.optimisation.seed)
-            model = _loaded(name, revision, dtype) if stored else _from_config(config, dtype)
+            model = loaded() if stored else _from_config(config, dtype, auto)
         else:
-            model = empty_model(config, dtype)
+            model = empty_model(config, dtype, auto)
     except (OSError, ValueError) as error:
         raise unloadable("model", name, error) from error
     _check_sizes(model, spec, len(tokenizer))
@@ -64,12 +90,13 @@ def structure(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase, values: bo
     return model, source
 
 
-def empty_model(config: PretrainedConfig, dtype: torch.dtype) -> Any:
-    """A model of which no parameter has a value; `trainer.weights.Filler` gives them."""
-    model = _on_meta(config, dtype)
+def empty_model(config: PretrainedConfig, dtype: torch.dtype, auto: Any = AutoModelForCausalLM) -> Any:
+    """A model of which no parameter has a value; `trainer.weights.Filler` gives them. `auto`: of transformers' classes
+    that choose an architecture by the configuration."""
+    model = _on_meta(config, dtype, auto)
     if not fills_by_module(model):
         # Its buffers are known to nobody but the model itself, when it is made whole.
-        model = _from_config(config, dtype)
+        model = _from_config(config, dtype, auto)
         without_values(model)
     return model
 
@@ -127,16 +154,16 @@ def _preset_config(spec: TrainingSpec, tokenizer: PreTrainedTokenizerBase) -> Ll
     )
 
 
-def _on_meta(config: PretrainedConfig, dtype: torch.dtype) -> Any:
+def _on_meta(config: PretrainedConfig, dtype: torch.dtype, auto: Any) -> Any:
     with torch.device("meta"):
-        return _from_config(config, dtype)
+        return _from_config(config, dtype, auto)
 
 
-def _from_config(config: PretrainedConfig, dtype: torch.dtype) -> Any:
+def _from_config(config: PretrainedConfig, dtype: torch.dtype, auto: Any) -> Any:
     # Drawn in fp32 and cast after, so that fp32 and bf16 runs start from the same weights.
-    model: Any = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]  # transformers' own
-        config, attn_implementation="sdpa", dtype=torch.float32, **access.remote_code()
-    )
+    # Not every classifier's architecture has torch's attention; left to itself, transformers takes what there is.
+    attention = "sdpa" if auto is AutoModelForCausalLM else None
+    model: Any = auto.from_config(config, attn_implementation=attention, dtype=torch.float32, **access.remote_code())
     # Parameters only: a rotary table in bf16 would turn positions by whole radians.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -150,10 +177,20 @@ def _loaded(name: str, revision: dict[str, str], dtype: torch.dtype) -> Any:
     )
 
 
+def _longest_input(model: Any) -> int | None:
+    """Tokens; None where the model knows no limit."""
+    longest: int | None = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from behind the padding's own.
+        if longest and name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            longest = min(longest, module.num_embeddings - module.padding_idx - 1)
+    return longest
+
+
 def _check_sizes(model: Any, spec: TrainingSpec, tokens: int) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < tokens:
         raise SpecError(f"model: {rows} embedding rows are too few for a tokeniser of {tokens}; choose another one")
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = _longest_input(model)
     if longest is not None and spec.dataset.sequence_length > longest:
         raise SpecError(f"dataset.sequence_length: {spec.dataset.sequence_length} is above the model's {longest}")

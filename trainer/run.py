@@ -16,6 +16,7 @@ from trainer.assemble import assemble
 from trainer.checkpoint import place, reading
 from trainer.checkpoint.rollback import go_back
 from trainer.checkpoint.writing import Writer
+from trainer.classify.labels import completed
 from trainer.config import TrainingSpec
 from trainer.engine import build_engine, sharder
 from trainer.errors import DivergenceError, RolledBackError, SpecError
@@ -43,6 +44,7 @@ class Run:
     def __init__(
         self, spec: TrainingSpec, rundir: RunDir, emit: Emit, sync_events: Callable[[], None] = lambda: None
     ) -> None:
+        spec = completed(spec, rundir)
         self.spec, self.rundir = spec, rundir
         self.emit = emit if dist.get_rank() == 0 else nowhere
         self.device = torch.device(deepspeed.get_accelerator().current_device_name())

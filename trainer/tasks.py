@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 from trainer import data
+from trainer.classify import make as labelled
+from trainer.classify.task import LabelTask
 from trainer.config import TrainingSpec
 from trainer.events import Event
 from trainer.finetune import make
@@ -37,4 +39,5 @@ TASKS: dict[str, Kind] = {
         later={"validation_fraction", "packing", "examples", "samples", "sample_tokens"},
         tell=make.tell,
     ),
+    "classify": Kind(labelled.make, LabelTask, later={"validation_fraction", "examples", "metric"}, tell=labelled.tell),
 }

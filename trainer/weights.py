@@ -68,9 +68,9 @@ class Drawn:
             parameter = saved[key]
             assert parameter is not None
             module._parameters[key] = nn.Parameter(torch.empty(parameter.shape))
-        first = zlib.crc32(min(names.values()).encode())
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((self._seed * 2**32 + first) % 2**63)
+            # torch's generator of a CPU takes 32 bits of what it is given: the seed has to be mixed into them.
+            torch.manual_seed(zlib.crc32(min(names.values()).encode(), (self._seed ^ self._seed >> 32) % 2**32))
             self._owner_of[id(module)]._init_weights(module)
         drawn = {key: module.get_parameter(key).detach() for key in names}
         module._parameters.update(saved)
@@ -94,8 +94,12 @@ class Stored:
                         self._shape_of[key] = opened.get_slice(key).get_shape()
 
     def has_all_of(self, model: nn.Module) -> bool:
+        return not self.lacks(model)
+
+    def lacks(self, model: nn.Module) -> set[str]:
+        """Parameters that are not there, or in another shape."""
         # Each shared parameter once, under the name that comes first, which is the one that is written.
-        return all(self._shape_of.get(name) == list(p.shape) for name, p in model.named_parameters())
+        return {name for name, p in model.named_parameters() if self._shape_of.get(name) != list(p.shape)}
 
     def values(self, module: nn.Module, names: dict[str, str]) -> dict[str, Tensor]:
         found = {}
@@ -103,6 +107,19 @@ class Stored:
             with safe_open(self._file_of[name], framework="pt") as file:
                 found[key] = file.get_tensor(name)
         return found
+
+
+class Mixed:
+    """`drawn` for the parameters called `new`, `stored` for all others."""
+
+    def __init__(self, stored: Source, drawn: Source, new: set[str]) -> None:
+        self._stored, self._drawn, self._new = stored, drawn, new
+
+    def values(self, module: nn.Module, names: dict[str, str]) -> dict[str, Tensor]:
+        new = {key: name for key, name in names.items() if name in self._new}
+        old = {key: name for key, name in names.items() if name not in self._new}
+        drawn = self._drawn.values(module, new) if new else {}
+        return drawn | (self._stored.values(module, old) if old else {})
 
 
 def directory_of(name: str, revision: dict[str, str]) -> Path:

@@ -6,8 +6,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PretrainedConfig,
+)
 
+from trainer.classify.model import is_classifier
 from trainer.errors import CheckpointError
 from trainer.exports.factored import FACTORS, FORMAT, STEM
 from trainer.lowrank.adapted import Adapted, replace_targets
@@ -40,7 +47,7 @@ def load_factored(path: str | Path, dtype: torch.dtype | None = None) -> Any:
     filler = Filler(model, stored)
     for module in in_order(model):
         filler.fill(module)
-    if (path / "generation_config.json").is_file():
+    if model.can_generate() and (path / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(path)
     return model.eval()
 
@@ -54,6 +61,8 @@ def empty_factored(
         b, a = linear.weight.new_empty(linear.out_features, rank), linear.weight.new_empty(rank, linear.in_features)
         return FactoredLinear(linear, name, b, a, scale, keep_weight=False)
 
-    model = empty_model(config, dtype)
+    model = empty_model(
+        config, dtype, AutoModelForSequenceClassification if is_classifier(config) else AutoModelForCausalLM
+    )
     replace_targets(model, targets, make, rank)
     return model

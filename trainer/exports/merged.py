@@ -1,4 +1,4 @@
-"""A plain Hugging Face directory, which `AutoModelForCausalLM.from_pretrained` loads: W_eff in every replaced layer."""
+"""A plain Hugging Face directory, which transformers' `from_pretrained` loads: W_eff in every replaced layer."""
 
 from collections.abc import Callable
 from typing import Any

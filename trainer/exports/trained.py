@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainer.checkpoint.place import Place, place_of
 from trainer.checkpoint.reading import Checkpoint, Tensors, best, newest, read
+from trainer.classify.labels import completed
 from trainer.config import TrainingSpec
 from trainer.errors import CheckpointError
 from trainer.lowrank.adapted import Adapted
@@ -27,6 +28,7 @@ class Trained:
     """
 
     def __init__(self, spec: TrainingSpec, rundir: RunDir, checkpoint: Checkpoint) -> None:
+        spec = completed(spec, rundir)
         self.spec, self.step = spec, checkpoint.step
         self.tokenizer = load_tokenizer(str(rundir.tokenizer))
         self.model, _ = structure(spec, self.tokenizer, values=False)
