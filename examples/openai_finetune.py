@@ -54,7 +54,11 @@ job = client.fine_tuning.jobs.create(
     seed=1,
     suffix="capitals",
     method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 20, "batch_size": 8}}},
-    extra_body={"optimizer": {"name": "galore", "rank": 16, "period": 25}, "learning_rate": 0.01},
+    extra_body={
+        "optimizer": {"name": "galore", "rank": 16, "period": 25},
+        "optimisation": {"learning_rate": 0.01},
+        "checkpoints": {"every": 40},
+    },
 )
 print(f"{job.id} is {job.status}")
 
