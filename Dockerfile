@@ -45,7 +45,7 @@ COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
     touch README.md \
     && pip install setuptools \
-    && pip install --no-build-isolation '.[api,postgresql,tracing]'
+    && pip install --no-build-isolation '.[api,postgresql,tracing,s3,gcs]'
 COPY . .
 RUN pip install --no-cache-dir --no-index --no-build-isolation --no-deps --force-reinstall . \
     && pip check \

@@ -1,7 +1,8 @@
 """The API from the command line's side: a thin client that turns refusals into one sentence."""
 
 import os
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import httpx
 
@@ -32,14 +33,34 @@ class Client:
     def delete(self, path: str) -> None:
         self._answer("DELETE", path)
 
+    def upload(self, path: str, fields: dict[str, str], name: str, content: IO[bytes], seconds: float) -> Any:
+        """A form with a file, which is read as it goes."""
+        return self._answer("POST", path, data=fields, files={"file": (name, content)}, timeout=seconds)
+
+    def download(self, path: str, seconds: float) -> Iterator[bytes]:
+        """The answer's bytes, as they come."""
+        try:
+            with self._http.stream("GET", path, timeout=seconds) as response:
+                if response.is_error:
+                    response.read()
+                    self._body(response)
+                yield from response.iter_bytes()
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: httpx.HTTPError) -> Unreachable:
+        return Unreachable(
+            f"{self.url} does not answer ({error}); start the service with `stiefel up`, or set STIEFEL_API"
+        )
+
     def _answer(self, method: str, path: str, **request: Any) -> Any:
         try:
             response = self._http.request(method, path, **request)
         except httpx.HTTPError as error:
-            message = f"{self.url} does not answer ({error}); start the service with `stiefel up`, or set STIEFEL_API"
-            raise Unreachable(message) from error
-        if response.status_code == 204:
-            return None
+            raise self._unreachable(error) from error
+        return None if response.status_code == 204 else self._body(response)
+
+    def _body(self, response: httpx.Response) -> Any:
         try:
             body = response.json()
         except ValueError:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from cli import keys, webhooks, workers
+from cli import files, keys, webhooks, workers
 from cli import submit as submission
 from cli.broker import NoBroker
 from cli.client import Client, Refused
@@ -27,6 +27,7 @@ app = typer.Typer(
     help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 
+app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.add_typer(workers.app, name="workers")
 app.add_typer(webhooks.app, name="webhooks")

@@ -3,89 +3,27 @@
 import os
 import secrets
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
 import openai
 import pytest
-from openai import OpenAI
 
 from jobs import files, keys, submission
-from jobs.database import Database
 from jobs.keys import Quotas, Scope
 from jobs.requests import JobRequest
-from jobs.settings import Settings
-from migrations.__main__ import upgrade
 from tests.api.forms import CHAT, FILE, PURPOSE, lines
+from tests.api.served import Served, serving
 from tests.conftest import job_body
-from trainer.process import free_port
 
 MOST = 101 * 2**20
 
 
-@dataclass
-class Served:
-    url: str
-    process: int
-    settings: Settings
-    database: Database
-    requests: Path
-    clients: list[OpenAI] = field(default_factory=list)
-
-    def client(self, quotas: Quotas | None = None) -> OpenAI:
-        _, key = keys.create(self.database, "somebody", [Scope.WRITE], quotas or Quotas())
-        return self.with_key(key)
-
-    def with_key(self, key: str) -> OpenAI:
-        self.clients.append(OpenAI(base_url=f"{self.url}/v1", api_key=key))
-        return self.clients[-1]
-
-    def memory(self, what: str) -> int:
-        """Bytes: VmRSS, now; VmHWM, the most so far."""
-        status = Path(f"/proc/{self.process}/status").read_text()
-        return int(status.partition(f"{what}:")[2].split()[0]) * 1024
-
-    def kept(self) -> list[Path]:
-        return [path for path in self.settings.files.rglob("*") if path.is_file()]
-
-    def asked(self, line: str) -> int:
-        """How often, by the log."""
-        return self.requests.read_text().count(line)
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    home = tmp_path_factory.mktemp("served")
-    port = free_port()
-    settings = Settings(home=home, max_file_bytes=MOST, auth="on", redis_url=f"redis://127.0.0.1:{free_port()}/0")
-    upgrade(settings.url)
-    environment = os.environ | {"STIEFEL_HOME": str(home), "STIEFEL_MAX_FILE_BYTES": str(MOST), "STIEFEL_AUTH": "on"}
-    environment |= {"STIEFEL_REDIS_URL": settings.redis_url}
-    with (home / "log").open("wb") as log:
-        command = [sys.executable, "-m", "api", "--port", str(port)]
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            httpx.get(f"{url}/healthz")
-            break
-        except httpx.TransportError:
-            assert process.poll() is None and time.monotonic() < deadline, (home / "log").read_text()
-            time.sleep(0.05)
-    database = Database(settings.url)
-    opened = Served(url, process.pid, settings, database, home / "log")
-    yield opened
-    for client in opened.clients:
-        client.close()
-    database.close()
-    process.terminate()
-    process.wait(30)
+    with serving(tmp_path_factory.mktemp("served"), auth="on", max_file_bytes=MOST) as opened:
+        yield opened
 
 
 @pytest.fixture
