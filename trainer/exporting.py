@@ -5,6 +5,7 @@ model, and the generator speaks with it.
 """
 
 import fcntl
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,26 +18,30 @@ from trainer.rundir import RunDir
 _SAID = 2000
 
 
-def exported(rundir: RunDir, step: int, environment: dict[str, str] | None = None) -> Path:
+def exported(rundir: RunDir, step: int) -> Path:
     """The directory, made if it is not there: by a process of its own, which takes torch and its memory with it.
 
     Of several that ask at once one makes it and the others wait. Raises TrainerError, of the leaf that the export ended
-    with. `environment` is that process's; default: this one's.
+    with.
     """
     if not rundir.root.is_dir():
         raise CheckpointError(f"there is no run directory {rundir.root} here")
     rundir.exports.mkdir(exist_ok=True)
     out = rundir.export(step)
-    with _alone(rundir.exports / "lock"):
+    with _alone(rundir.exports / "lock") as lock:
         # It has its name only once it is whole.
         if not out.is_dir():
-            _export(rundir, step, out, environment)
+            for left in rundir.exports.glob(".*.partial-*"):
+                # Of an exporter that was killed: whoever lives has the lock.
+                shutil.rmtree(left)
+            _export(rundir, step, out, lock)
     return out
 
 
-def _export(rundir: RunDir, step: int, out: Path, environment: dict[str, str] | None) -> None:
+def _export(rundir: RunDir, step: int, out: Path, lock: int) -> None:
+    """It has the lock too, should it outlive this process."""
     command = [sys.executable, "-m", "trainer", "export", str(rundir.root), str(out), "--checkpoint", str(step)]
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=(lock,))
     if done.returncode != 0:
         leaf = leaf_of_exit_code(done.returncode)
         said = f"step {step} of {rundir.root} cannot be exported: {done.stderr.strip()[-_SAID:]}"
@@ -44,8 +49,8 @@ def _export(rundir: RunDir, step: int, out: Path, environment: dict[str, str] | 
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    with lock.open("w") as file:
-        # Released with the descriptor, also by a process that is killed.
+def _alone(lock: Path) -> Iterator[int]:
+    """The descriptor of the lock, which is released with its last copy, also by processes that are killed."""
+    with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
