@@ -23,6 +23,7 @@ from jobs.database import Database
 from jobs.filecheck import Checker
 from jobs.metrics import BuildCollector
 from jobs.queue import Doorbell
+from jobs.results import Maker
 from jobs.settings import Settings
 from trainer import logs, tracing
 
@@ -54,11 +55,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         Checker(database, settings),
     )
 
+    maker = Maker(database, settings)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         services.checker.start()
+        maker.start()
         yield
         services.checker.close()
+        maker.close()
         services.database.close()
 
     app = FastAPI(title="Stiefel", version="0.1.0", description=DESCRIPTION, lifespan=lifespan)

@@ -15,7 +15,6 @@ from jobs.database import Database
 from jobs.deliveries import Deliverer
 from jobs.exporter import Exporter
 from jobs.queue import BROKER_ERRORS, Doorbell
-from jobs.results import Maker
 from jobs.settings import Settings
 from trainer import logs
 
@@ -24,14 +23,12 @@ log = logging.getLogger("stiefel.reaper")
 
 def run(database: Database, settings: Settings, stop: threading.Event, exporter: Exporter | None = None) -> None:
     """Until `stop` is set. A database or broker that is away is waited for, not died of."""
-    doorbell, deliverer, maker = Doorbell(settings), Deliverer(database, settings), Maker(database, settings)
+    doorbell, deliverer = Doorbell(settings), Deliverer(database, settings)
     while not stop.wait(settings.upkeep_seconds):
-        maker.start_due()
         well = _round(database, settings, doorbell, deliverer)
         if exporter is not None:
             exporter.rounds.ended(well)
     deliverer.close()
-    maker.close()
 
 
 def _round(database: Database, settings: Settings, doorbell: Doorbell, deliverer: Deliverer) -> bool:

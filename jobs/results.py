@@ -2,7 +2,7 @@
 
 A worker stores it before it says that its job has succeeded, so that whoever hears of the one finds the other; the
 transaction that ends the job attaches it. Where there is none then, of a job that failed or was cancelled after some
-steps, or because the store was away, the job notes that one is due, and its worker or the reaper makes it.
+steps, or because the store was away, the job notes that one is due, and its worker or an API process makes it.
 
 However many try, a job gets one: what is attached is decided under the job's row, and who was too late removes theirs.
 """
@@ -29,7 +29,7 @@ log = logging.getLogger("stiefel.results")
 
 COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy", "learning_rate")
 _AT_ONCE = 1000  # points
-# The worker that has ended a job makes its results; the reaper takes over where that did not happen.
+# The worker that has ended a job makes its results; others take over where that did not happen.
 _GRACE_SECONDS = 60.0
 # Somebody is at it, or it has failed: the next try is not before.
 _HELD_SECONDS = 600.0
@@ -123,29 +123,27 @@ def make_due(database: Database, settings: Settings, job_id: str | None = None) 
 
 
 class Maker:
-    """Makes what is due, one after the other, in a thread of its own: a slow store delays nobody else."""
+    """Makes what is due, from `start` to `close`: in API processes, which reach the files' store as workers do."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database, self._settings = database, settings
-        self._thread: threading.Thread | None = None
-        self._closed = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="results", daemon=True)
 
-    def start_due(self) -> None:
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._work, daemon=True)
-            self._thread.start()
+    def start(self) -> None:
+        self._thread.start()
 
-    def close(self, seconds: float = 5.0) -> None:
-        self._closed = True
-        if self._thread is not None:
-            self._thread.join(seconds)
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
 
-    def _work(self) -> None:
-        try:
-            while not self._closed and make_due(self._database, self._settings):
-                pass
-        except (JobsError, SQLAlchemyError) as error:
-            log.warning("a result file cannot be made, it is tried again in %g s: %s", _HELD_SECONDS, error)
+    def _keep(self) -> None:
+        while not self._stop.wait(self._settings.upkeep_seconds):
+            try:
+                while not self._stop.is_set() and make_due(self._database, self._settings):
+                    pass
+            except (JobsError, SQLAlchemyError) as error:
+                log.warning("a result file is made later: %s", error)
 
 
 def _attach(job: Job, file_id: str) -> None:

@@ -301,7 +301,7 @@ class _Attempt:
             try:
                 results.make_due(self.database, self.settings, self.lease.job_id)
             except (JobsError, DBAPIError) as error:
-                log.warning("the reaper makes the result file: %s", error)
+                log.warning("the result file is made later: %s", error)
 
     @property
     def _spare_seconds(self) -> float:

@@ -130,7 +130,7 @@ def test_a_job_that_ended_otherwise_has_what_it_got_to(database: Database, setti
         wishes.pause(database, lease.job_id)
         leases.finish(database, lease, Outcome("stopped", 0))
         wishes.cancel(database, lease.job_id)
-    assert not results.make_due(database, settings)  # its worker makes it, the reaper a minute later
+    assert not results.make_due(database, settings)  # its worker makes it, others a minute later
     assert results.make_due(database, settings, lease.job_id)
     [file] = stored(database)
     assert attached(database, lease.job_id) == [file.id]
@@ -213,12 +213,12 @@ def test_a_store_that_is_away_keeps_no_job_from_ending_and_gets_it_later(
     monkeypatch.setattr(filestore, "put", put)
     assert not results.make_due(database, settings)  # not before its time
     due_now(database)
-    maker = Maker(database, settings)
-    maker.start_due()
-    maker.close(20.0)
-    due_now(database)
-    [file] = stored(database)
-    assert attached(database, lease.job_id) == [file.id]
+    maker = Maker(database, settings.model_copy(update={"upkeep_seconds": 0.01}))
+    maker.start()
+    while not attached(database, lease.job_id):
+        assert maker._thread.is_alive()
+    maker.close()
+    assert [file.id for file in stored(database)] == attached(database, lease.job_id)
 
 
 def test_a_store_that_hangs_costs_no_lease(
