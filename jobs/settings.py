@@ -1,12 +1,13 @@
 """What an installation can set, each by an environment variable STIEFEL_<NAME>."""
 
+import json
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.outward import Reach
 from trainer.logs import Form, Level
@@ -17,7 +18,7 @@ _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="STIEFEL_", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix="STIEFEL_", frozen=True)
 
     home: Path = Field(default=Path(".stiefel"), description="run directories, locks, and the SQLite file")
     database_url: str = Field(default="", description="SQLAlchemy URL; default: a SQLite file in home")
@@ -103,11 +104,22 @@ class Settings(BaseSettings):
         "besides their run directories; *: any; default: any without API keys, none with them",
     )
 
-    models: dict[str, ModelSpec] = Field(
+    models: Annotated[dict[str, ModelSpec], NoDecode] = Field(
         default={},
         description='models by names of the operator\'s, for fine-tuning: a JSON object of name → {"path": …}, '
         '{"hub": …} or {"preset": …}. Whoever may submit jobs may name them, whatever `readable` says',
     )
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _models_of_json(cls, given: Any) -> Any:
+        """Empty is as good as unset: compose files pass on what nobody has set."""
+        if not isinstance(given, str):
+            return given
+        try:
+            return json.loads(given or "{}")
+        except ValueError as error:
+            raise ValueError(f"STIEFEL_MODELS: {given!r} is not JSON: {error}") from error
 
     @field_validator("models")
     @classmethod

@@ -22,6 +22,16 @@ def test_a_lease_that_one_late_beat_ends_is_refused() -> None:
     assert Settings(lease_seconds=30, beat_seconds=10).lease_seconds == 30
 
 
+def test_models_have_names_that_fit_into_others_and_kinds_that_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for told, names in (("", []), ('{"a/b": {"hub": "x/y"}, "c": {"path": "/c"}}', ["a/b", "c"])):
+        monkeypatch.setenv("STIEFEL_MODELS", told)
+        assert list(Settings().models) == names
+    for wrong in ("{", '{"ft:a": {"hub": "x"}}', '{"a": {"path": "c"}}', '{"a": {"preset": "none"}}', '{"a": "x"}'):
+        monkeypatch.setenv("STIEFEL_MODELS", wrong)
+        with pytest.raises(ValidationError):
+            Settings()
+
+
 @pytest.mark.parametrize(
     ("given", "asked"),
     [
