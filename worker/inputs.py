@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import update
+
 from jobs import filestore, inputs
 from jobs.database import Database
 from jobs.errors import FileDamaged, StoreAway
@@ -59,6 +61,12 @@ def needs(database: Database, job: Job) -> Needs:
         (RunDir(base.run_directory), job.base_step or 0) if base is not None else None,
         tuple((job.tuning or {}).get("granted", ())),
     )
+
+
+def measured(database: Database, job_id: str, storage_bytes: int) -> None:
+    """So large is the run directory of the job whose model was made there; it may have ended long ago."""
+    with database.transaction() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(storage_bytes=storage_bytes))
 
 
 def make(

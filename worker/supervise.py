@@ -220,9 +220,14 @@ class _Attempt:
                         log.warning("the database is away while the inputs are made: %s", error.orig)
                     if self._should_stop():
                         cancelled.set()
-                return made.result()
+                found = made.result()
             finally:
                 cancelled.set()
+        if found is not None and needed.base is not None and (base := self.job.base_run) is not None:
+            # What was made lies there, and belongs to that job's owner.
+            size = _size(needed.base[0].root)
+            self._patiently(lambda: inputs.measured(self.database, base, size))
+        return found
 
     def _accompany(self, rundir: RunDir, trainer: Trainer) -> bool:
         """Until the trainer ends. True if it had to be killed because it did not stop when asked to."""

@@ -316,6 +316,32 @@ def test_a_job_of_the_other_door_is_not_shown_here(room: Room) -> None:
         room.jobs.retrieve(f"ft{other['id']}")
 
 
+def test_files_and_fine_tuned_models_have_their_names_at_the_other_door_too(room: Room) -> None:
+    first, second = room.upload(examples=6), room.upload(examples=4)
+    body: dict[str, Any] = {
+        "task": "finetune",
+        "model": "llama-tiny",
+        "dataset": {"source": "examples", "files": [first, second], "validation_files": [second]},
+        "method": SMALL,
+        "optimisation": {"epochs": 1, "global_batch": 5},
+    }
+    made: Any = room.client.post("/jobs", body=body, cast_to=object)
+    dataset = made["spec"]["dataset"]
+    assert (dataset["examples"], dataset["format"], made["spec"]["optimisation"]["steps"]) == (10, "text", 2)
+    assert all(Path(file).is_file() for file in (*dataset["files"], *dataset["validation_files"]))
+    with pytest.raises(openai.ConflictError):
+        room.client.files.delete(first)
+    for wrong, param in (
+        ({"model": {"hub": "ft:llama-tiny::00000000000000000000"}}, "model.hub"),
+        ({"dataset": body["dataset"] | {"files": ["file-000000000000000000000000"]}}, "dataset.files"),
+        ({"dataset": body["dataset"] | {"examples": 11}}, "dataset.examples"),
+        ({"dataset": body["dataset"] | {"format": "chat"}}, "dataset.format"),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            room.client.post("/jobs", body=body | wrong, cast_to=object)
+        assert refused.value.param == param
+
+
 def test_a_life_as_openai_tells_it(room: Room) -> None:
     job = room.create(suffix="my suffix!", validation_file=room.upload())
     paused = room.jobs.pause(job.id)

@@ -81,7 +81,9 @@ def test_a_model_is_made_once_and_trained_on(place: Place, tmp_path: Path) -> No
     assert second.spec["model"] == {"path": path, "weights": "pretrained"}
     with pytest.raises(Forbidden, match=r"model\.path"):
         place.submit({"path": path})
+    before = first.storage_bytes
     second = place.run(second)
+    assert store.get(place.database, first.id).storage_bytes > before
     assert second.state == State.SUCCEEDED, second.error
     assert sorted(entry.name for entry in rundir.exports.iterdir()) == ["lock", "step-00000004"]
     by_hand = tmp_path / "by-hand"
