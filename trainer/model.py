@@ -160,10 +160,9 @@ def _on_meta(config: PretrainedConfig, dtype: torch.dtype, auto: Any) -> Any:
 
 
 def _from_config(config: PretrainedConfig, dtype: torch.dtype, auto: Any) -> Any:
-    # Drawn in fp32 and cast after, so that fp32 and bf16 runs start from the same weights.
-    # Not every classifier's architecture has torch's attention; left to itself, transformers takes what there is.
-    attention = "sdpa" if auto is AutoModelForCausalLM else None
-    model: Any = auto.from_config(config, attn_implementation=attention, dtype=torch.float32, **access.remote_code())
+    # Drawn in fp32 and cast after, so that fp32 and bf16 runs start from the same weights. Left to itself, transformers
+    # takes torch's own attention (sdpa) where the model can do with it, else the model's.
+    model: Any = auto.from_config(config, dtype=torch.float32, **access.remote_code())
     # Parameters only: a rotary table in bf16 would turn positions by whole radians.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -173,7 +172,7 @@ def _from_config(config: PretrainedConfig, dtype: torch.dtype, auto: Any) -> Any
 def _loaded(name: str, revision: dict[str, str], dtype: torch.dtype) -> Any:
     # Safetensors alone: the other formats are pickles, and a pickle is a program.
     return AutoModelForCausalLM.from_pretrained(
-        name, **revision, **access.remote_code(), dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+        name, **revision, **access.remote_code(), dtype=dtype, use_safetensors=True
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -36,6 +37,9 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
     "llama": (LlamaConfig, SMALL | {"intermediate_size": 48, "num_key_value_heads": 2}),
     "qwen2": (Qwen2Config, SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+    # Windows shorter than an example, and no sdpa.
+    "gemma2": (Gemma2Config, SMALL | {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8,
+                                      "sliding_window": 16}),
     "neox": (GPTNeoXConfig, SMALL | {"intermediate_size": 48}),
     "opt": (OPTConfig, SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}),
     "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0,

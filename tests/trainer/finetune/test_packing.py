@@ -54,7 +54,7 @@ def test_a_row_of_two_examples() -> None:
 
 
 def load(directory: Path, kind: str, dtype: torch.dtype = torch.float32) -> Any:
-    return AutoModelForCausalLM.from_pretrained(made.model(directory, kind), dtype=dtype, attn_implementation="sdpa")
+    return AutoModelForCausalLM.from_pretrained(made.model(directory, kind), dtype=dtype)
 
 
 @pytest.mark.parametrize("kind", made.SIZES)
