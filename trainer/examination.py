@@ -1,8 +1,13 @@
-"""python -m trainer examine: what files of examples hold, and with a tokeniser, how long they are. Imports no torch."""
+"""python -m trainer examine: what files of examples hold, and with a tokeniser, how long they are.
+
+Imports no torch, unless there is a tokeniser to be counted with.
+"""
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +37,14 @@ def add_to(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     columns = _columns(arguments.columns)
     paths = [Path(file) for file in arguments.files]
+    measures = []
+    if arguments.tokenizer is not None:
+        with redirect_stdout(sys.stderr):  # for what libraries say while they are imported
+            from trainer.lengths import Lengths
+
+            measures.append(Lengths(arguments.tokenizer, arguments.sequence_length))
     try:
-        report = examine(paths, arguments.format, columns, arguments.errors)
+        report = examine(paths, arguments.format, columns, arguments.errors, measures)
     except BadExample as error:
         raise SpecError(f"--columns: {error}") from error
     except OSError as error:

@@ -2,11 +2,11 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 from trainer.examples import BadExample, Chat, Example, Labelled, Prompt, check_columns, example_of, format_of, read
 from trainer.records import BadRecord
@@ -59,32 +59,42 @@ def examine(
     format: str = "auto",
     columns: Mapping[str, str] | None = None,
     most_errors: int = _MOST_ERRORS,
-    kind: str | None = None,
+    measures: "Sequence[Measure]" = (),
 ) -> Report:
     """Every record of the files, which have one format. `auto`: that of the first record that has one.
 
-    Raises OSError for a file that cannot be read, and BadExample for columns that cannot be.
+    `measures` are what else is to be counted of the examples. Raises OSError for a file that cannot be read, and
+    BadExample for columns that cannot be.
     """
     columns = columns or {}
     check_columns(columns)
-    report, counts = Report(None if format == "auto" else format), Statistics()
+    report, counts = Report(None if format == "auto" else format), [*measures, Statistics()]
     for path in paths:
-        for record in read(path, columns, kind):
+        for record in read(path, columns):
             try:
                 if isinstance(record, BadRecord):
                     raise BadExample(record.reason)
                 if report.format is None:
                     report.format = format_of(record.values, columns)
                 example = example_of(record.values, report.format, columns)
+                for measure in counts:
+                    measure.add(example)
             except BadExample as error:
                 report.bad += 1
                 if len(report.errors) < most_errors:
                     report.errors.append(Problem(path.name, record.line, error.reason))
             else:
                 report.examples += 1
-                counts.add(example)
-    report.statistics = counts.result()
+    for measure in reversed(counts):
+        report.statistics |= measure.result()
     return report
+
+
+class Measure(Protocol):
+    def add(self, example: Example) -> None:
+        """Raises BadExample for one that it cannot take; no other measure has seen it then but those before it."""
+
+    def result(self) -> dict[str, Any]: ...
 
 
 class Statistics:
