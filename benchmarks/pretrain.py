@@ -79,7 +79,7 @@ def main() -> None:
             for name in chosen
         ]
         outcomes = bench.run(wanted)
-    report = {"machine": _machine(), "command": _command(), "rates": rates, "runs": [asdict(o) for o in outcomes]}
+    report = {"machine": machine(), "command": _command(), "rates": rates, "runs": [asdict(o) for o in outcomes]}
     if arguments.json:
         print(json.dumps(report, indent=1))
         return
@@ -207,7 +207,7 @@ def _page(arguments: argparse.Namespace, outcomes: list[Outcome], rates: dict[st
         [
             "# Losses of all methods at equal steps",
             "",
-            f"Made by `{_command()}` on {_machine()}.",
+            f"Made by `{_command()}` on {machine()}.",
             "",
             __doc__.strip().split("\n\n", 1)[1] if __doc__ else "",
             "",
@@ -235,7 +235,7 @@ def _row(runs: list[Outcome], rate: float, full: dict[int, float]) -> str:
     )
 
 
-def _machine() -> str:
+def machine() -> str:
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     name = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
