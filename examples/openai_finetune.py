@@ -2,7 +2,10 @@
 
     pip install openai
     stiefel up                                          # in another terminal
-    python examples/openai_finetune.py                  # STIEFEL_BASE_URL, OPENAI_API_KEY, MODEL say otherwise
+    python examples/openai_finetune.py
+    MODEL=Qwen/Qwen3-0.6B python examples/openai_finetune.py    # or a directory: any causal language model
+
+STIEFEL_BASE_URL and OPENAI_API_KEY name another installation than the one on this machine.
 
 Nothing here is of Stiefel but the address and `extra_body`, which holds what OpenAI's protocol has no word for.
 """
@@ -13,7 +16,9 @@ import json
 import os
 import time
 
+import openai
 from openai import OpenAI
+from openai.types.chat import ChatCompletion
 
 MODEL = os.environ.get("MODEL", "llama-tiny")
 CITIES = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Peru": "Lima", "Cuba": "Havana"}
@@ -33,14 +38,24 @@ def example(country: str, city: str) -> str:
 
 
 def ask(model: str) -> str:
-    answer = client.chat.completions.create(
+    """What it says, or why it says nothing: the weights of a preset are random until something has trained them."""
+    try:
+        answer = _answer(model)
+    except openai.NotFoundError as error:
+        return f"nothing: {error.message}"
+    return repr(answer.choices[0].message.content)
+
+
+def _answer(model: str) -> ChatCompletion:
+    return client.chat.completions.create(
         model=model,
         messages=[{"role": "user", "content": "What is the capital of France?"}],
         max_tokens=12,
         temperature=0,
     )
-    return answer.choices[0].message.content or ""
 
+
+print(f"before: {MODEL} says {ask(MODEL)}")
 
 lines = [example(country, city) for country, city in CITIES.items()] * 8
 file = client.files.create(file=("capitals.jsonl", "\n".join(lines).encode()), purpose="fine-tune")
@@ -82,4 +97,4 @@ print(f"token accuracy   {judged[-1]['valid_mean_token_accuracy']}")
 for checkpoint in client.fine_tuning.jobs.checkpoints.list(job.id):
     print(f"checkpoint at step {checkpoint.step_number}: {checkpoint.fine_tuned_model_checkpoint}")
 
-print(f"after:  {job.fine_tuned_model} says {ask(str(job.fine_tuned_model))!r}")
+print(f"after:  {job.fine_tuned_model} says {ask(str(job.fine_tuned_model))}")
