@@ -113,7 +113,9 @@ class TuningEvent(BaseModel):
     data: dict[str, Any]
 
     @staticmethod
-    def of(event: JobEvent) -> "TuningEvent":
+    def of(job: Job, event: JobEvent | Point) -> "TuningEvent":
+        if isinstance(event, Point):
+            return _event_of(job, event)
         is_metric = event.type == "evaluated"
         data = {"step": event.step} | event.data
         if is_metric:
@@ -126,6 +128,23 @@ class TuningEvent(BaseModel):
             type="metrics" if is_metric else "message",
             data=data,
         )
+
+
+def _event_of(job: Job, point: Point) -> TuningEvent:
+    return TuningEvent(
+        id=f"ftevent-step-{point.step}",
+        created_at=int(point.at),
+        level="info",
+        message=f"Step {point.step}/{job.steps}: training loss={point.loss:.4f}",
+        type="metrics",
+        data={
+            "step": point.step,
+            "total_steps": job.steps,
+            "train_loss": point.loss,
+            "train_mean_token_accuracy": point.accuracy,
+            "learning_rate": point.learning_rate,
+        },
+    )
 
 
 class CheckpointMetrics(BaseModel):

@@ -91,16 +91,6 @@ def events(database: Database, job_id: str, after: int = 0, limit: int = 100) ->
     return Page(found[:limit], len(found) > limit)
 
 
-def newest_events(database: Database, job_id: str, before: int | None = None, limit: int = 20) -> Page[JobEvent]:
-    """Newest first, older than the event with the id `before`."""
-    query = select(JobEvent).where(JobEvent.job_id == job_id).order_by(JobEvent.id.desc())
-    if before is not None:
-        query = query.where(JobEvent.id < before)
-    with database.reading() as session:
-        found = session.scalars(query.limit(limit + 1)).all()
-    return Page(found[:limit], len(found) > limit)
-
-
 def points_at(database: Database, job_id: str, steps: Sequence[int]) -> dict[int, Point]:
     with database.reading() as session:
         found = session.scalars(select(Point).where(Point.job_id == job_id, Point.step.in_(steps)))

@@ -13,10 +13,10 @@ from api.deps import Given, Services
 from api.routes.jobs import IdempotencyKey, announce
 from api.tuningviews import TuningCheckpoint, TuningEvent, TuningJob, external
 from api.views import ListView
-from jobs import models, store, submission, tuning, wishes
+from jobs import chronicle, models, store, submission, tuning, wishes
 from jobs.database import Database, clock
 from jobs.errors import TuningJobNotFound, UnknownCursor, WrongState
-from jobs.tables import Job
+from jobs.tables import Job, JobEvent, Point
 from jobs.tuningbody import TuningBody
 from trainer import tracing
 
@@ -26,7 +26,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], response
 
 Item = TypeVar("Item", TuningJob, TuningEvent, TuningCheckpoint)
 _JOB_ID = re.compile(r"ft(job-[0-9a-f]{20})")
-_EVENT_ID = re.compile(r"ftevent-([0-9]{1,18})")
+_EVENT_ID = re.compile(r"ftevent-(step-)?([0-9]{1,18})")
 _BODY = {"requestBody": {"content": {"application/json": {"schema": TuningBody.model_json_schema()}}}}
 
 
@@ -121,15 +121,15 @@ def list_tuning_events(
     after: Annotated[str | None, Query(description="id of the last event of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
 ) -> ListView[TuningEvent]:
-    """What happened, newest first. The curves are in the result files, and in /v1/jobs/…/metrics."""
-    before = None
+    """What happened, newest first, each step among it. The curves alone are in the result files."""
+    behind: tuple[type[JobEvent] | type[Point], int] | None = None
     if after is not None:
         match = _EVENT_ID.fullmatch(after)
         if match is None:
-            raise UnknownCursor(after)
-        before = int(match[1])
-    page = store.newest_events(given.database, job.id, before, limit)
-    return _page([TuningEvent.of(event) for event in page.items], page.has_more)
+            raise UnknownCursor(after, "event")
+        behind = (Point if match[1] else JobEvent, int(match[2]))
+    page = chronicle.newest(given.database, job.id, behind, limit)
+    return _page([TuningEvent.of(job, one) for one in page.items], page.has_more)
 
 
 @router.get("/{fine_tuning_job_id}/checkpoints", responses=documented(400, 404))

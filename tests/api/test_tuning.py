@@ -360,8 +360,15 @@ def test_a_life_as_openai_tells_it(room: Room) -> None:
     assert len({event.id for event in happened}) == len(happened) > 6
     assert [event.created_at for event in happened] == sorted((e.created_at for e in happened), reverse=True)
     assert happened[0].message.startswith("The job has succeeded")
-    (evaluated,) = [event for event in happened if event.type == "metrics"]
-    assert evaluated.data["valid_loss"] == 2.5
+    (evaluated,) = [event for event in happened if "valid_loss" in event.data]
+    assert (evaluated.type, evaluated.data["valid_loss"]) == ("metrics", 2.5)
+    steps = [event.data for event in happened if "train_loss" in event.data]
+    assert [(data["step"], data["total_steps"], data["train_loss"]) for data in steps] == [
+        (step, done.progress["steps"], 1.5) for step in (4, 3, 2, 1)
+    ]
+    for unknown in ("ftevent-999999999", "ftevent-step-5", "event"):
+        with pytest.raises(openai.BadRequestError):
+            room.jobs.list_events(job.id, after=unknown)
     checkpoints = list(room.jobs.checkpoints.list(job.id, limit=1))
     for checkpoint in checkpoints:
         typed(checkpoint)

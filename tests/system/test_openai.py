@@ -62,14 +62,19 @@ def test_from_an_upload_to_a_model_that_is_tuned_further(tmp_path: Path) -> None
         done = until(lambda: jobs.retrieve(job.id), lambda now: now.status == "succeeded")
         typed(done)
         assert done.trained_tokens and done.finished_at and not done.estimated_finish
-        happened = list(jobs.list_events(job.id, limit=7))
+        (result,) = done.result_files
+        table = client.files.content(result).text.splitlines()
+        assert table[0].startswith("step,train_loss,") and len(table) == 241
+        happened = list(jobs.list_events(job.id, limit=70))
         for event in happened:
             typed(event)
         assert len({event.id for event in happened}) == len(happened)
         types = [event.message for event in happened]
         assert types[-1] == "The job is queued" and types[0].startswith("The job has succeeded")
-        losses = [event.data["valid_loss"] for event in happened if event.type == "metrics"]
+        losses = [event.data["valid_loss"] for event in happened if "valid_loss" in event.data]
         assert losses[0] < losses[-1]
+        steps = [event.data["step"] for event in happened if "train_loss" in event.data]
+        assert steps == list(range(240, 0, -1))
         checkpoints = list(jobs.checkpoints.list(job.id, limit=1))
         for checkpoint in checkpoints:
             typed(checkpoint)
