@@ -120,7 +120,13 @@ def spec(directory: Path, kind: str = "llama", **changes: Any) -> TrainingSpec:
     base: dict[str, Any] = {
         "task": "finetune",
         "model": {"path": str(model(directory, kind))},
-        "dataset": {"source": "examples", "files": [str(path)], "sequence_length": 96, "validation_fraction": 0.2},
+        "dataset": {
+            "source": "examples",
+            "files": [str(path)],
+            "sequence_length": 96,
+            "validation_fraction": 0.2,
+            "samples": 0,
+        },
         "method": {"name": "full"},
         "optimisation": {"steps": 4, "global_batch": 8, "learning_rate": 0.01, "warmup_steps": 1, "epsilon": 1e-5},
         "deepspeed": {"zero_stage": 2},
