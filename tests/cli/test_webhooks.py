@@ -13,7 +13,7 @@ from api.main import create_app
 from jobs import wishes
 from jobs.database import Database
 from jobs.settings import Settings
-from tests.api.served import served
+from tests.api.inprocess import served
 from tests.jobs.test_webhooks import rows, submit
 
 

@@ -19,7 +19,7 @@ from jobs.lease import Lease, Outcome
 from jobs.results import Maker
 from jobs.settings import Settings
 from jobs.tables import Evaluation, Job, Point, StoredFile
-from tests.api.served import served
+from tests.api.inprocess import served
 from tests.jobs.test_lease import started, step
 from tests.jobs.test_webhooks import claimed, submit
 from trainer import events
