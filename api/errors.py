@@ -63,7 +63,6 @@ _REFUSALS: dict[type[Exception], tuple[int, str, str | None, str]] = {
     ModelInUse: (409, "conflict_error", None, "model_in_use"),
     WrongState: (409, "conflict_error", None, "wrong_state"),
     FileNeeded: (409, "conflict_error", None, "file_needed"),
-    FileDamaged: (503, "server_error", None, "file_damaged"),
     IdempotencyReused: (409, "conflict_error", "Idempotency-Key", "idempotency_key_reused"),
     QuotaExceeded: (429, "insufficient_quota", None, "quota_exceeded"),
 }
@@ -154,6 +153,13 @@ def install(app: FastAPI) -> None:
         if error.status == 408:
             del response.headers["x-should-retry"]
             response.headers["connection"] = "close"
+        return response
+
+    @app.exception_handler(FileDamaged)
+    def file_damaged(_: Request, error: FileDamaged) -> JSONResponse:
+        log.error("%s", error)
+        response = answer(503, str(error), "server_error", code="file_damaged")
+        response.headers["x-should-retry"] = "false"
         return response
 
     @app.exception_handler(StoreAway)

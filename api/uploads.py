@@ -152,7 +152,8 @@ async def received(request: Request, settings: Settings, incoming: Incoming) -> 
         form.finish()
         yield form
     finally:
-        await run_in_threadpool(incoming.__exit__)
+        # Here and now: what waits may be cancelled, and would leave the bytes.
+        incoming.__exit__()
 
 
 def announced(request: Request) -> int | None:

@@ -33,7 +33,7 @@ app = typer.Typer(
 Queued = Annotated[int | None, typer.Option(min=0, help="most jobs queued or paused at a time")]
 Running = Annotated[int | None, typer.Option(min=0, help="most jobs running at a time")]
 DeviceHours = Annotated[float | None, typer.Option(min=0, help="devices × hours, in all")]
-Storage = Annotated[int | None, typer.Option(min=0, help="bytes of run directories, in all")]
+Storage = Annotated[int | None, typer.Option(min=0, help="bytes of run directories and files, in all")]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="as `stiefel keys list` shows it")]
 
 

@@ -198,6 +198,15 @@ def test_a_file_that_a_job_needs_is_not_removed(client: TestClient, database: Da
     wishes.remove(database, job_id)
 
 
+def test_a_file_whose_bytes_are_gone_is_told_once(client: TestClient, settings: Settings) -> None:
+    file = upload(client)
+    [path] = kept(settings)
+    path.unlink()
+    answer = client.get(f"/v1/files/{file['id']}/content")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "file_damaged")
+    assert answer.headers["x-should-retry"] == "false"
+
+
 def test_a_client_that_sends_a_file_again_gets_the_first_one(client: TestClient) -> None:
     """Which the OpenAI client does by itself where it heard nothing."""
     body, again = PURPOSE + FILE + END, FORM | {"x-stainless-retry-count": "1"}

@@ -1,5 +1,6 @@
 """What an upload may be: every kind of file, and every kind of body that is none. The database does not matter here."""
 
+import asyncio
 import csv
 import io
 from collections.abc import Iterator
@@ -9,8 +10,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from fastapi import Request
 from fastapi.testclient import TestClient
 
+from api import uploads
 from jobs.settings import Settings
 from migrations.__main__ import upgrade
 from tests.api.forms import CHAT, END, FILE, FORM, PURPOSE, lines, part, settled, upload
@@ -173,6 +176,21 @@ def test_bodies_that_are_no_form_are_refused_and_nothing_is_left(
     assert error["param"] == param
     assert words in error["message"]
     assert answer.headers["x-should-retry"] == "false"
+
+
+def test_a_client_that_says_nothing_more_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "_SILENT_SECONDS", 0.01)
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def ask() -> None:
+        async for _ in uploads._pieces(Request({"type": "http"}, receive), 100):
+            raise AssertionError
+
+    with pytest.raises(uploads.BadUpload, match="send the file again") as caught:
+        asyncio.run(ask())
+    assert caught.value.status == 408
 
 
 @pytest.mark.parametrize(
