@@ -1,77 +1,18 @@
 """/v1/fine_tuning/jobs, driven by OpenAI's client as it is: shapes, resolution, refusals, pages, repetitions."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
-from jobs import keys, lease, reports, submission
+from jobs import keys, submission
 from jobs.database import Database
 from jobs.keys import Quotas, Scope
 from jobs.settings import Settings
 from jobs.tables import Job
-from migrations.__main__ import upgrade
-from tests.api.protocol import Served, served, typed, upload
-from trainer import events
-from trainer.process import free_port
-
-SMALL = {"name": "galore", "rank": 8}
-
-
-class Room:
-    """A service, its database, and OpenAI's client of it."""
-
-    def __init__(self, service: Served, database: Database) -> None:
-        self.service, self.database = service, database
-        self.settings, self.client = service.settings, service.client()
-
-    @property
-    def jobs(self) -> Any:
-        return self.client.fine_tuning.jobs
-
-    def upload(self, **changes: Any) -> str:
-        return upload(self.database, self.settings, **changes)
-
-    def create(self, extra: dict[str, Any] | None = None, **given: Any) -> Any:
-        given = {"model": "llama-tiny", "training_file": given.pop("file", None) or self.upload()} | given
-        return self.jobs.create(**given, extra_body={"optimizer": SMALL} if extra is None else extra)
-
-    def refusal(self, kind: type[openai.APIStatusError], **given: Any) -> openai.APIStatusError:
-        """The error of a create, which was asked once."""
-        before = len(self.service.asked)
-        with pytest.raises(kind) as caught:
-            self.create(**given)
-        assert len(self.service.asked) == before + 1
-        assert caught.value.response.headers["x-should-retry"] == "false"
-        return caught.value
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with its schema, to be copied."""
-    file = tmp_path_factory.mktemp("empty") / "stiefel.db"
-    upgrade(f"sqlite:///{file}")
-    return file
-
-
-@pytest.fixture
-def open_settings(tmp_path: Path, empty: Path) -> Settings:
-    shutil.copy(empty, tmp_path / "stiefel.db")
-    redis = f"redis://127.0.0.1:{free_port()}/0"
-    return Settings(
-        home=tmp_path, redis_url=redis, auth="off", lease_seconds=30, models={"ours": {"preset": "llama-1m"}}
-    )
-
-
-@pytest.fixture
-def room(open_settings: Settings) -> Iterator[Room]:
-    database = Database(open_settings.url)
-    with served(open_settings) as service:
-        yield Room(service, database)
-    database.close()
+from tests.api.protocol import served, typed
+from tests.api.room import SMALL, Room
 
 
 def test_a_job_has_every_field_of_openai_s_type_and_every_setting_as_it_was_resolved(room: Room) -> None:
@@ -340,94 +281,3 @@ def test_files_and_fine_tuned_models_have_their_names_at_the_other_door_too(room
         with pytest.raises(openai.BadRequestError) as refused:
             room.client.post("/jobs", body=body | wrong, cast_to=object)
         assert refused.value.param == param
-
-
-def test_a_life_as_openai_tells_it(room: Room) -> None:
-    job = room.create(suffix="my suffix!", validation_file=room.upload())
-    paused = room.jobs.pause(job.id)
-    typed(paused)
-    assert paused.status == "paused"
-    assert room.jobs.resume(job.id).status == "queued"
-    run(room, job.id.removeprefix("ft"))
-    done = room.jobs.retrieve(job.id)
-    typed(done)
-    assert (done.status, done.trained_tokens, done.error) == ("succeeded", 400, None)
-    assert done.fine_tuned_model == f"ft:llama-tiny:my-suffix:{job.id.removeprefix('ftjob-')}"
-    assert isinstance(done.finished_at, int) and done.finished_at >= done.created_at
-    happened = list(room.jobs.list_events(job.id, limit=3))
-    for event in happened:
-        typed(event)
-    assert len({event.id for event in happened}) == len(happened) > 6
-    assert [event.created_at for event in happened] == sorted((e.created_at for e in happened), reverse=True)
-    assert happened[0].message.startswith("The job has succeeded")
-    (evaluated,) = [event for event in happened if "valid_loss" in event.data]
-    assert (evaluated.type, evaluated.data["valid_loss"]) == ("metrics", 2.5)
-    steps = [event.data for event in happened if "train_loss" in event.data]
-    assert [(data["step"], data["total_steps"], data["train_loss"]) for data in steps] == [
-        (step, done.progress["steps"], 1.5) for step in (4, 3, 2, 1)
-    ]
-    for unknown in ("ftevent-999999999", "ftevent-step-5", "event"):
-        with pytest.raises(openai.BadRequestError):
-            room.jobs.list_events(job.id, after=unknown)
-    checkpoints = list(room.jobs.checkpoints.list(job.id, limit=1))
-    for checkpoint in checkpoints:
-        typed(checkpoint)
-    assert [checkpoint.step_number for checkpoint in checkpoints] == [4, 2]
-    assert checkpoints[1].metrics.to_dict() == {
-        "step": 2,
-        "train_loss": 1.5,
-        "train_mean_token_accuracy": 0.5,
-        "valid_loss": 2.5,
-        "valid_mean_token_accuracy": 0.25,
-        "full_valid_loss": 2.5,
-        "full_valid_mean_token_accuracy": 0.25,
-    }
-    assert checkpoints[0].fine_tuned_model_checkpoint == f"{done.fine_tuned_model}:ckpt-step-4"
-    with pytest.raises(openai.ConflictError):
-        room.jobs.cancel(job.id)
-
-
-def test_a_failed_job_says_why(room: Room) -> None:
-    job = room.create()
-    taken = lease.claim(room.database, room.settings, job.id.removeprefix("ft"), "w:0")
-    assert taken is not None
-    error = {"code": "bad_data", "message": "dataset.files: no example is left"}
-    lease.finish(room.database, taken, lease.Outcome("failed", 65, error))
-    failed = room.jobs.retrieve(job.id)
-    typed(failed)
-    assert failed.status == "failed" and failed.fine_tuned_model is None
-    assert failed.error.to_dict() == error | {"param": "training_file"}
-    assert room.jobs.list_events(job.id).data[0].level == "error"
-
-
-def run(room: Room, job_id: str) -> None:
-    """What a worker would report of four steps."""
-    taken = lease.claim(room.database, room.settings, job_id, "w:0")
-    assert taken is not None
-    told: list[events.Event] = [
-        events.Prepared(
-            step=0, examples=4, held_out=4, left_out=0, truncated=0, tokens=100, trained_tokens=90, longest=9, median=8
-        ),
-        *(
-            events.Step(
-                step=step,
-                loss=1.5,
-                learning_rate=0.1,
-                gradient_norm=1.0,
-                tokens=100 * step,
-                seconds=0.1,
-                projection_seconds=0.0,
-                tokens_per_second=1000.0,
-                peak_device_bytes=None,
-                peak_host_bytes=1,
-                accuracy=0.5,
-            )
-            for step in range(1, 5)
-        ),
-        events.Evaluated(step=2, loss=2.5, perplexity=12.0, sequences=4, seconds=0.1, accuracy=0.25),
-        events.Checkpointed(step=2, path="/nowhere", bytes=1, seconds=0.1, loss=2.5),
-        events.Checkpointed(step=4, path="/nowhere", bytes=1, seconds=0.1),
-        events.Finished(step=4, seconds=1.0),
-    ]
-    reports.record(room.database, taken, list(enumerate(told, 1)), len(told))
-    lease.finish(room.database, taken, lease.Outcome("succeeded", 0))
