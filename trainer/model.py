@@ -25,6 +25,7 @@ from trainer.config import TrainingSpec
 from trainer.errors import SpecError, unloadable
 from trainer.heads import head_parameters
 from trainer.modelconfig import HubModel, PresetModel, starts_from_weights
+from trainer.preflight import check_context
 from trainer.presets import PRESETS
 from trainer.weights import Drawn, Filler, Mixed, Source, Stored, directory_of, without_values
 
@@ -190,6 +191,4 @@ def _check_sizes(model: Any, spec: TrainingSpec, tokens: int) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if rows < tokens:
         raise SpecError(f"model: {rows} embedding rows are too few for a tokeniser of {tokens}; choose another one")
-    longest = _longest_input(model)
-    if longest is not None and spec.dataset.sequence_length > longest:
-        raise SpecError(f"dataset.sequence_length: {spec.dataset.sequence_length} is above the model's {longest}")
+    check_context(spec, _longest_input(model))

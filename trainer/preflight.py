@@ -12,7 +12,7 @@ from trainer.errors import DataError, SpecError
 from trainer.files import find_files, stdlib_files
 from trainer.methodcheck import rank_problem
 from trainer.modelconfig import DirectoryModel
-from trainer.presets import shape_of_directory
+from trainer.presets import longest_of_directory, shape_of_directory
 
 
 def preflight(spec: TrainingSpec, later: Collection[str] = ()) -> None:
@@ -64,10 +64,20 @@ def check_length(tokens: int, spec: TrainingSpec) -> tuple[int, int]:
     return training, validation
 
 
+def check_context(spec: TrainingSpec, longest: int | None) -> None:
+    """Raises SpecError where the run's sequences are longer than what the model can read: tokens, None for any."""
+    if longest is not None and spec.dataset.sequence_length > longest:
+        raise SpecError(
+            f"dataset.sequence_length: {spec.dataset.sequence_length} is above the {longest} tokens that the model can "
+            f"read; choose at most {longest}"
+        )
+
+
 def _check_model(spec: TrainingSpec, path: Path) -> None:
     if not (path / "config.json").is_file():
         raise SpecError(f"model.path: {str(path)!r} holds no config.json; give a Hugging Face model directory")
     shape = shape_of_directory(path)
+    check_context(spec, longest_of_directory(path))
     problem = rank_problem(spec.method, shape, str(path)) if shape is not None else None
     if problem:
         raise SpecError(f"method.rank: {problem}")

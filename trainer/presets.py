@@ -89,6 +89,13 @@ def shape_of_directory(path: Path) -> Shape | None:
         return None
 
 
+def longest_of_directory(path: Path) -> int | None:
+    """The positions that a Hugging Face `config.json` states; None where it states none. The model itself may have a
+    few fewer to give (RoBERTa). Call after `shape_of_directory`, which knows whether it is JSON."""
+    stated = json.loads((path / "config.json").read_text()).get("max_position_embeddings")
+    return stated if isinstance(stated, int) and stated > 0 else None
+
+
 def head_size_of(config: Any) -> int | None:
     """Rows of q_proj that belong to one attention head, by a Hugging Face configuration; None where it does not say."""
     heads, hidden = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)

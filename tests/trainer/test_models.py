@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="100 embedding rows are too few for a tokeniser of 257"):
         make_run(tmp_path, tokenizer="bytes", model={"path": str(tmp_path / "few")}, method={"rank": 4})
     LlamaForCausalLM(LlamaConfig(**SMALL, max_position_embeddings=16)).save_pretrained(tmp_path / "short")
-    with pytest.raises(SpecError, match="sequence_length: 32 is above the model's 16"):
+    with pytest.raises(SpecError, match="sequence_length: 32 is above the 16 tokens"):
         make_run(tmp_path, tokenizer="bytes", model={"path": str(tmp_path / "short")}, method={"rank": 4})
     GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(SpecError, match="no linear module is called 'q_proj'"):

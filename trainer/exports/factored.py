@@ -46,7 +46,7 @@ def write_factored(trained: Trained, destination: Destination) -> None:
         else:
             for factor, shape in ("B", (layer.rows, method.rank)), ("A", (method.rank, layer.columns)):
                 tensors[f"{layer.name}.{factor}"] = torch.empty(shape, dtype=destination.dtype, device="meta")
-    write_configuration(trained.model, destination)
+    write_configuration(trained, destination)
     write_shards(tensors, trained.stored.get, destination, STEM)
     scale = method.scale if isinstance(method, LoroConfig) else 1.0
     facts = {"format": FORMAT, "rank": method.rank, "scale": scale, "targets": trained.targets}

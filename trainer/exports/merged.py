@@ -1,7 +1,6 @@
 """A plain Hugging Face directory, which transformers' `from_pretrained` loads: W_eff in every replaced layer."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -9,6 +8,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from trainer.exports.destination import Destination
 from trainer.exports.shards import write_shards
 from trainer.exports.trained import Trained
+from trainer.finetune.chat import end_of_turn
+from trainer.tokenizer import ends_of_text
 
 
 def write_merged(trained: Trained, destination: Destination) -> None:
@@ -27,13 +28,21 @@ def write_model(trained: Trained, value: Callable[[str], Tensor], destination: D
         trained.model.save_pretrained(destination.directory, state_dict=whole, max_shard_size=destination.shard_bytes)
     else:
         write_shards(tensors, value, destination, "model")
-    write_configuration(trained.model, destination)
+    write_configuration(trained, destination)
 
 
-def write_configuration(model: Any, destination: Destination) -> None:
-    """config.json, as `save_pretrained` would write it for the plain model in the destination's type."""
+def write_configuration(trained: Trained, destination: Destination) -> None:
+    """config.json, as `save_pretrained` would write it for the plain model in the destination's type.
+
+    And how it generates: a model that was fine-tuned ends with what it was taught to end with, whatever its base does.
+    """
+    model = trained.model
     model.config.dtype = str(destination.dtype).removeprefix("torch.")
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(destination.directory)
     if model.can_generate():
+        if trained.spec.task == "finetune":
+            ends = {*ends_of_text(model.generation_config, trained.tokenizer), end_of_turn(trained.tokenizer)}
+            known = sorted(token for token in ends if token is not None)
+            model.generation_config.eos_token_id = known[0] if len(known) == 1 else known or None
         model.generation_config.save_pretrained(destination.directory)

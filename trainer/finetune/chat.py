@@ -132,6 +132,20 @@ class _Renderer:
         return texts[0], ranges[0] if marked else []
 
 
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token by which the tokeniser's template ends what the assistant says; None where it has none for it.
+
+    Raises BadExample where the template refuses the shortest of conversations.
+    """
+    if not tokenizer.chat_template:
+        return None
+    messages = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "."})
+    text = render(tokenizer, tokenizer.chat_template, Chat(messages, None)).rstrip()
+    end = next((token for token in tokenizer.all_special_tokens if text.endswith(token)), None)
+    found = None if end is None else tokenizer.convert_tokens_to_ids(end)
+    return found if isinstance(found, int) else None
+
+
 def check_template(tokenizer: PreTrainedTokenizerBase, template: str | dict[str, str]) -> None:
     """Raises SpecError for a template that cannot be read."""
     for text in template.values() if isinstance(template, dict) else [template]:

@@ -18,6 +18,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from trainer.config import TrainingSpec
 from trainer.datasetconfig import ExamplesDataset
 from trainer.finetune.task import ExampleTask
+from trainer.tokenizer import ends_of_text
 
 # Characters of a prompt that are told, its last ones.
 _TOLD = 2000
@@ -42,7 +43,7 @@ def samples(spec: TrainingSpec, task: Any, model: Any, tokenizer: PreTrainedToke
             # Of a text all is learnt: the second half is asked for.
             ids = prompt + wanted
             prompt, wanted = ids[: (len(ids) + 1) // 2], ids[(len(ids) + 1) // 2 :]
-        said = greedy(model, prompt, spec.dataset.sample_tokens, _ends(model, tokenizer))
+        said = greedy(model, prompt, spec.dataset.sample_tokens, ends_of_text(model.generation_config, tokenizer))
         words = [str(tokenizer.decode(ids, skip_special_tokens=False)) for ids in (prompt, said, wanted)]
         yield Said(words[0][-_TOLD:], words[1], words[2])
 
@@ -81,9 +82,3 @@ class _OfFirstRank(LogitsProcessor):
         token = scores.argmax(-1, keepdim=True)
         dist.broadcast(token, src=0)
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
-
-
-def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    found = model.generation_config.eos_token_id
-    ends = [found] if isinstance(found, int) else list(found or [])
-    return sorted({token for token in [*ends, tokenizer.eos_token_id] if token is not None})

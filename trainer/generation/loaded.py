@@ -11,6 +11,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from trainer import access
 from trainer.errors import SpecError, unloadable
 from trainer.generation.protocol import Directory, Hub, Sampling, Task
+from trainer.tokenizer import ends_of_text
 
 # Of a chat, where nothing is said; OpenAI's own for completions is 16, which the API says.
 DEFAULT_TOKENS = 512
@@ -56,7 +57,7 @@ def load(place: Directory | Hub, device: torch.device) -> Loaded:
         )
     except (OSError, ValueError) as error:
         raise Unanswerable(str(unloadable("model", name, error)), "model", "model_not_found") from error
-    ends = _ends(model.generation_config, tokenizer)
+    ends = frozenset(ends_of_text(model.generation_config, tokenizer))
     # Its own says how to sample (top_k 50, and what its makers found best), where a request says nothing.
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers' own
         eos_token_id=sorted(ends) or None, pad_token_id=min(ends, default=0)
@@ -121,10 +122,3 @@ def _of_prompt(prompt: str | tuple[int, ...], loaded: Loaded) -> list[int]:
     if wrong:
         raise Unanswerable(f"prompt: token {wrong[0]} is outside of the model's {rows}", "prompt")
     return ids
-
-
-def _ends(config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Those of the model, and the tokeniser's, which is what fine-tuning has taught it to end with."""
-    found = config.eos_token_id
-    ends = [found] if isinstance(found, int) else list(found or [])
-    return frozenset(token for token in [*ends, tokenizer.eos_token_id] if token is not None)

@@ -284,7 +284,7 @@ def test_a_new_head_is_the_seed_s_whoever_loads_the_base(tmp_path: Path) -> None
 
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     path = base(tmp_path)
-    with pytest.raises(SpecError, match="sequence_length: 65 is above the model's 64"):
+    with pytest.raises(SpecError, match="sequence_length: 65 is above the 64 tokens"):
         make_run(tmp_path / "long", dataset={"sequence_length": 65})
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))

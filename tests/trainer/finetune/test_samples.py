@@ -69,7 +69,7 @@ def test_a_sample_is_what_the_export_says_to_the_same_prompt(tmp_path: Path, kin
         )
         assert found["prompt"] == tokenizer.decode(prompt["input_ids"][0])
         assert found["wanted"] == record["messages"][until]["content"] + "<|im_end|>"
-        out = model.generate(**prompt, max_new_tokens=12, do_sample=False, eos_token_id=tokenizer.eos_token_id)
+        out = model.generate(**prompt, max_new_tokens=12, do_sample=False)
         behind = out[0, prompt["input_ids"].shape[1] :]
         assert found["text"] == tokenizer.decode(behind).removesuffix("<|im_end|>")
 

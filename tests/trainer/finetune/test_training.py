@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -195,6 +196,8 @@ def test_an_export_loads_in_transformers_to_the_same_loss_with_the_template_that
         AutoTokenizer.from_pretrained(tmp_path / "out"),
     )
     assert tokenizer.chat_template == template
+    # Whoever serves it stops where an answer was taught to end.
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in np.atleast_1d(model.generation_config.eos_token_id)
     records = [json.loads(line) for line in (tmp_path / "sums.jsonl").read_text().splitlines()]
     with torch.no_grad():
         found = [summed(model.eval(), tokenizer, record) for record in records[-5:]]
