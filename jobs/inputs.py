@@ -23,7 +23,7 @@ from jobs.requests import FILE_ID, JobRequest
 from jobs.settings import Settings
 from jobs.tables import Job, JobFile, StoredFile
 from trainer.config import TrainingSpec
-from trainer.datasetconfig import Examples, ExamplesDataset, JsonlDataset, TextDataset
+from trainer.datasetconfig import Examples, ExamplesDataset, JsonlDataset, LabelledDataset, TextDataset
 from trainer.methodcheck import rank_problem
 from trainer.modelconfig import DirectoryModel, HubModel, PresetModel
 from trainer.presets import PRESETS, shape_of_directory
@@ -168,7 +168,11 @@ def _with_paths(request: JobRequest, named: dict[str, StoredFile], path_of: Call
     if not isinstance(dataset, Examples):
         return dataset.model_copy(update=changes)
     changes["validation_files"] = tuple(path_of(file) for file in dataset.validation_files)
+    of_glue = isinstance(dataset, LabelledDataset) and dataset.glue is not None
     for file in named.values():
+        if of_glue:
+            # What its files' columns are called is known; those of an upload are for its examination.
+            continue
         if file.columns and dataset.columns not in ({}, file.columns):
             raise Refused("dataset.columns", f"{dataset.columns}, but {file.id} was uploaded with {file.columns}")
         if changes.setdefault("columns", file.columns or dataset.columns) != (file.columns or dataset.columns):

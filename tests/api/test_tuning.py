@@ -74,6 +74,9 @@ def test_our_own_types_of_method(room: Room) -> None:
     method: Any = {"type": "classify", "classify": {"hyperparameters": {"n_epochs": 2}}}
     job = room.create(file=labelled, method=method)
     assert (job.method.type, job.dataset["columns"], job.dataset["examples"]) == ("classify", {"text": "sentence"}, 40)
+    extra: dict[str, Any] = {"dataset": {"glue": "SST-2"}}
+    job = room.create(file=labelled, method=method, extra=extra)
+    assert (job.dataset["glue"], job.dataset["columns"], job.dataset["examples"]) == ("sst2", {}, 40)
     method = {"type": "pretrain"}
     extra = {"optimizer": SMALL, "optimisation": {"steps": 5}, "dataset": {"sequence_length": 4}}
     job = room.create(method=method, extra=extra)
