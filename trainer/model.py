@@ -172,9 +172,16 @@ def _from_config(config: PretrainedConfig, dtype: torch.dtype, auto: Any) -> Any
 
 def _loaded(name: str, revision: dict[str, str], dtype: torch.dtype) -> Any:
     # Safetensors alone: the other formats are pickles, and a pickle is a program.
-    return AutoModelForCausalLM.from_pretrained(
-        name, **revision, **access.remote_code(), dtype=dtype, use_safetensors=True
+    model, info = AutoModelForCausalLM.from_pretrained(
+        name, **revision, **access.remote_code(), dtype=dtype, use_safetensors=True, output_loading_info=True
     )
+    # transformers draws what is not there, and only warns: an output embedding, where the weights are a base's alone.
+    if lacking := sorted(set(info["missing_keys"]) & {key for key, _ in model.named_parameters()}):
+        raise SpecError(
+            f"model: its weights lack {lacking[0]} and {len(lacking) - 1} more of what {type(model).__name__} has; "
+            "choose the weights of this architecture, or weights: random"
+        )
+    return model
 
 
 def _longest_input(model: Any) -> int | None:

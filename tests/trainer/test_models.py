@@ -11,6 +11,7 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaModel,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -105,6 +106,15 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
         make_run(tmp_path, tokenizer="bytes", model={"path": str(tmp_path / "gpt2")}, method={"rank": 4})
     run, _ = make_run(tmp_path, tokenizer="bytes", model={"path": str(tmp_path / "gpt2")}, method="full")
     run.train_step(lambda: False)
+
+
+def test_weights_that_lack_something_are_refused_and_not_drawn(tmp_path: Path) -> None:
+    """Without its output embedding: a base model's own weights."""
+    LlamaModel(LlamaConfig(**SMALL, tie_word_embeddings=False)).save_pretrained(tmp_path / "base")
+    with pytest.raises(SpecError, match=r"model: its weights lack lm_head\.weight"):
+        make_run(tmp_path, tokenizer="bytes", model={"path": str(tmp_path / "base")}, method={"rank": 4})
+    LlamaModel(LlamaConfig(**SMALL, tie_word_embeddings=True)).save_pretrained(tmp_path / "tied")
+    make_run(tmp_path / "tied_run", tokenizer="bytes", model={"path": str(tmp_path / "tied")}, method={"rank": 4})
 
 
 def test_a_target_that_shares_its_weight_is_refused(tmp_path: Path) -> None:
