@@ -18,6 +18,7 @@ from trainer.checkpoint.rollback import go_back
 from trainer.checkpoint.writing import Writer
 from trainer.classify.labels import completed
 from trainer.config import TrainingSpec
+from trainer.datasetconfig import LabelledDataset
 from trainer.engine import build_engine, sharder
 from trainer.errors import DivergenceError, RolledBackError, SpecError
 from trainer.generation.greedy import samples
@@ -33,7 +34,7 @@ from trainer.zero import Shards
 
 Emit = Callable[[events.Event], None]
 
-# Its exponential, the perplexity, is still a number.
+# Its exponential, the perplexity, is still a number. A regression's squared error is in its labels' unit: any number.
 _LARGEST_LOSS = 700.0
 _CALMER = "lower optimisation.learning_rate, lengthen warmup_steps, or set clip_norm"
 
@@ -54,6 +55,8 @@ class Run:
             raise SpecError(f"resources: {wanted} ranks are asked for, but {ranks} were started")
         self.emit(events.Preparing(step=0, what="building the model"))
         self.tokenizer = load_tokenizer(spec.tokenizer)
+        regression = isinstance(spec.dataset, LabelledDataset) and spec.dataset.kind == "number"
+        self.largest_loss = math.inf if regression else _LARGEST_LOSS
         self.task = TASKS[spec.task].open(spec, rundir.data, dist.get_rank(), self.device)
 
         self.place = place.place_of(spec, rundir)
@@ -106,9 +109,9 @@ class Run:
         self.step += 1
 
         mean_loss, accuracy, peak_host, peak_device, stop, written = self._exchange(made, stop_requested())
-        if not (mean_loss < _LARGEST_LOSS and math.isfinite(made.gradient_norm)):
+        if not (mean_loss < self.largest_loss and math.isfinite(made.gradient_norm)):
             # The weights of the step before have this loss.
-            what = f"loss {mean_loss} (it should be below {_LARGEST_LOSS:g}), gradient norm {made.gradient_norm}"
+            what = f"loss {mean_loss} (it should be below {self.largest_loss:g}), gradient norm {made.gradient_norm}"
             self._gone_wrong(what, self.step - 1, self.spec.guard.on_divergence)
         self._report_step(made, mean_loss, accuracy, time.perf_counter() - began, peak_host, peak_device)
         self._watch(mean_loss)
@@ -124,14 +127,14 @@ class Run:
             found = self.task.evaluate(self.model)
         if found is None:
             return None
-        if not found.loss < _LARGEST_LOSS:
-            what = f"held-out loss {found.loss} (it should be below {_LARGEST_LOSS:g})"
+        if not found.loss < self.largest_loss:
+            what = f"held-out loss {found.loss} (it should be below {self.largest_loss:g})"
             self._gone_wrong(what, self.step, self.spec.guard.on_divergence)
         self.emit(
             events.Evaluated(
                 step=self.step,
                 loss=found.loss,
-                perplexity=float(torch.tensor(found.loss, dtype=torch.float64).exp()),
+                perplexity=math.exp(min(found.loss, _LARGEST_LOSS)),
                 sequences=found.count,
                 seconds=time.perf_counter() - began,
                 accuracy=found.accuracy,

@@ -211,6 +211,17 @@ def test_a_regression_is_judged_by_correlations(tmp_path: Path, kind: str) -> No
     assert np.corrcoef(numbers, wanted)[0, 1] == pytest.approx(after.metrics["pearson"], abs=1e-4)
 
 
+def test_labels_of_a_regression_may_be_large(tmp_path: Path) -> None:
+    """A squared error is no log-likelihood: it has no size beyond which a run has diverged."""
+    write(tmp_path / "sentences.jsonl", [record | {"score": 100 * record["score"]} for record in sentences(60)])
+    dataset = {"kind": "number", "labels": None, "columns": {"label": "score"}}
+    run, found = make_run(tmp_path, dataset=dataset)
+    run.evaluate()
+    run.train_step(lambda: False)
+    (before,) = [event for event in found if isinstance(event, events.Evaluated)]
+    assert before.loss > 10_000 and np.isfinite(before.perplexity)
+
+
 @pytest.mark.parametrize("others", ["frozen", "trained"])
 @pytest.mark.parametrize("kind", ["roberta", "bert", "deberta", "llama"])
 @pytest.mark.parametrize("name", ["lora", "dora"])
