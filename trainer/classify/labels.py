@@ -1,8 +1,9 @@
 """The names of a classifier's classes. Imports no torch.
 
-A label is a name, or a name's place in the list from 0, as the hub's files of GLUE have it. Names that nobody has given
-are those found in the files, sorted: numbers by their size, all else as text. They are kept beside the run's data, in
-labels.json, for whoever resumes or exports it.
+A label is a name, or a name's place in the list from 0, as the hub's files of GLUE have it; not where names are numbers
+themselves, since 0 would be another word for 1. Names that nobody has given are those found in the files, sorted:
+numbers by their size, all else as text. They are kept beside the run's data, in labels.json, for whoever resumes or
+exports it.
 """
 
 import json
@@ -31,7 +32,9 @@ def place_of(label: str, labels: tuple[str, ...]) -> int | None:
     """None for what is no label."""
     if label in labels:
         return labels.index(label)
-    return int(label) if label.isdecimal() and int(label) < len(labels) else None
+    if not label.isdecimal() or any(name.isdecimal() for name in labels):
+        return None
+    return int(label) if int(label) < len(labels) else None
 
 
 def file_of(rundir: RunDir) -> Path:

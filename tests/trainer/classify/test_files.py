@@ -132,6 +132,7 @@ def test_labels_are_found_in_order_and_kept(tmp_path: Path) -> None:
     assert in_order(["b", "10", "9"]) == ("10", "9", "b")
     assert (place_of("b", ("a", "b")), place_of("1", ("a", "b")), place_of("2", ("a", "b"))) == (1, 1, None)
     assert place_of("0", ("1", "0")) == 1
+    assert place_of("0", ("1", "2")) is None  # else 0 and 1 would be one class
     write(tmp_path / "sentences.jsonl", [{"text": "good", "label": label} for label in (3, 1, 2.0, "1")])
     examples, _, _ = prepared(tmp_path, dataset={"labels": None})
     assert examples.values.tolist() == [2, 0, 1, 0]
