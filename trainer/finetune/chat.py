@@ -133,14 +133,16 @@ class _Renderer:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token by which the tokeniser's template ends what the assistant says; None where it has none for it.
-
-    Raises BadExample where the template refuses the shortest of conversations.
+    """The token by which the tokeniser's template ends what the assistant says; None where it has none for it, or
+    refuses the shortest of conversations.
     """
     if not tokenizer.chat_template:
         return None
     messages = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "."})
-    text = render(tokenizer, tokenizer.chat_template, Chat(messages, None)).rstrip()
+    try:
+        text = render(tokenizer, tokenizer.chat_template, Chat(messages, None)).rstrip()
+    except BadExample:
+        return None
     end = next((token for token in tokenizer.all_special_tokens if text.endswith(token)), None)
     found = None if end is None else tokenizer.convert_tokens_to_ids(end)
     return found if isinstance(found, int) else None

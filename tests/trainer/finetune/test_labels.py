@@ -10,7 +10,7 @@ from trainer.datasetconfig import ExamplesDataset
 from trainer.errors import DataError, SpecError
 from trainer.events import Prepared
 from trainer.examples import BadExample, Chat, Example, Prompt, Text
-from trainer.finetune.chat import PLAIN_TEMPLATE
+from trainer.finetune.chat import PLAIN_TEMPLATE, end_of_turn
 from trainer.finetune.tokens import Encoder, Tokens, cut
 from trainer.prepare import digest, prepare
 from trainer.prepared import Prepared as Files
@@ -122,6 +122,7 @@ def test_a_template_that_refuses_a_conversation_or_is_none_says_so() -> None:
     picky = "{{ raise_exception('no system message, please') }}"
     with pytest.raises(BadExample, match="refuses the conversation: no system message"):
         encode(chat(("user", "a"), ("assistant", "b")), picky)
+    assert end_of_turn(made.tokenizer(picky)) is None  # no reason not to export what was trained
     with pytest.raises(SpecError, match="dataset.chat_template: is no template"):
         encode(chat(("user", "a"), ("assistant", "b")), "{% if %}")
 
