@@ -1,5 +1,5 @@
 """How a model is told to keep packed examples apart, and whether it does: tried on the model itself before the first
-step.
+step. And whether it is causal at all.
 
 transformers draws the border between two examples of a row where position_ids begin anew, for models that hand them to
 its functions for masks. Others are given the whole mask. Where that does not help either (no attention, no positions),
@@ -34,6 +34,24 @@ def needs_mask(model: Any, limit: int, device: torch.device) -> bool:
     raise SpecError(
         f"dataset.packing: {type(model).__name__} cannot have its examples packed: {problem}; use packing false"
     )
+
+
+def check_causal(model: Any, limit: int, device: torch.device) -> None:
+    """Raises SpecError for a model whose tokens see those that follow, which they are to predict: an encoder, whatever
+    head it is given. Collective as `needs_mask`.
+    """
+    vocabulary = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (2, min(_TOKENS, limit)), generator=generator).to(device)
+    another = ids.clone()
+    another[:, -1] = (another[:, -1] + 1) % vocabulary
+    before, after = (model(input_ids=given, use_cache=False).logits[:, :-1].double() for given in (ids, another))
+    if _apart(before, after) > _rounding(model, before):
+        raise SpecError(
+            f"model: in {type(model).__name__} a token sees those that follow it, so there is nothing to predict; "
+            "choose a causal language model (an encoder that shall be one has is_decoder in its config.json), or task "
+            "classify"
+        )
 
 
 def border_mask(position_ids: Tensor) -> Tensor:
@@ -71,7 +89,7 @@ class _Trial:
             raise
         except (TypeError, ValueError, RuntimeError) as error:
             return f"it takes no {'masks of every pair' if masked else 'position_ids'} ({error})"
-        rounding = 16 * torch.finfo(next(self._model.parameters()).dtype).eps * float(alone.abs().max())
+        rounding = _rounding(self._model, alone)
         leaks, off = _apart(packed, changed), _apart(packed, alone)
         # The same shapes and so the same arithmetic: what is masked adds exact zeros.
         if leaks > _NOTHING * _apart(text, another) + 1e-3 * rounding:
@@ -91,6 +109,10 @@ class _Trial:
             inputs["attention_mask"] = border_mask(inputs["position_ids"])
         found: Tensor = self._model(**inputs, use_cache=False).logits
         return found[0, -self._half :].double()
+
+
+def _rounding(model: Any, logits: Tensor) -> float:
+    return 16 * torch.finfo(next(model.parameters()).dtype).eps * float(logits.abs().max())
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainer import heldout
 from trainer.batch import Batch, CountRight
 from trainer.config import TrainingSpec
-from trainer.finetune.leakage import border_mask, needs_mask
+from trainer.finetune.leakage import border_mask, check_causal, needs_mask
 from trainer.finetune.make import dataset_of
 from trainer.finetune.packing import deal, pack
 from trainer.order import Order, groups
@@ -65,6 +65,7 @@ class ExampleTask:
         return [self._batch(rows, share) if rows else self._filling() for rows in mine]
 
     def check(self, model: Any) -> None:
+        check_causal(model, self._limit, self._device)
         if self._packing:
             self._masks = needs_mask(model, self._limit, self._device)
 

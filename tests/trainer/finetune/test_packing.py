@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig
+from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, RobertaConfig
 
 from tests.trainer.finetune import made
 from trainer.errors import SpecError
-from trainer.finetune.leakage import border_mask, needs_mask
+from trainer.finetune.leakage import border_mask, check_causal, needs_mask
 from trainer.finetune.packing import deal, pack
 from trainer.finetune.task import UNLEARNT, collate
 
@@ -77,6 +77,27 @@ def test_a_model_in_which_examples_would_meet_is_refused(config: Any) -> None:
     torch.manual_seed(0)
     with pytest.raises(SpecError, match="dataset.packing: .* use packing false"):
         needs_mask(AutoModelForCausalLM.from_config(config).eval(), 96, CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_an_encoder_is_no_causal_model_until_it_says_so(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=330, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    # As large as trained weights make it: what is drawn hardly attends at all.
+    config.initializer_range = 0.5
+    with pytest.raises(SpecError, match="model: in RobertaForCausalLM a token sees those that follow it"):
+        check_causal(AutoModelForCausalLM.from_config(config, dtype=dtype).eval(), 96, CPU)
+    config.is_decoder = True
+    check_causal(AutoModelForCausalLM.from_config(config, dtype=dtype).eval(), 96, CPU)
+
+
+@pytest.mark.parametrize("kind", made.SIZES)
+@torch.no_grad()
+def test_causal_models_are_found_causal(tmp_path: Path, kind: str) -> None:
+    check_causal(load(tmp_path, kind).eval(), 96, CPU)
 
 
 @torch.no_grad()
