@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,21 @@ from trainer.strict import refuse
 
 # What stands for an uploaded file where a path may stand.
 FILE_ID = re.compile(r"file-[0-9a-f]{24}")
+_HALF = re.compile("[\ud800-\udfff]")
 # Of a request, what is not the trainer's.
 _OURS = {"name", "metadata", "priority", "retry"}
+
+
+def unstorable(body: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(field, what is wrong) of the first that holds a character which no database keeps and no answer can show."""
+    for field, value in body.items():
+        text = json.dumps({field: value}, default=str, ensure_ascii=False)
+        name = field.encode(errors="backslashreplace").decode()
+        if "\\u0000" in text:
+            return name, "holds the character U+0000, which cannot be stored"
+        if _HALF.search(text):
+            return name, "holds half of a surrogate pair, which is no character"
+    return None
 
 
 class RetryPolicy(BaseModel):
@@ -63,12 +77,9 @@ class JobRequest(SpecFields):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_nul(cls, data: Any) -> Any:
-        """PostgreSQL cannot store the character U+0000, and nothing here has a use for it."""
-        if isinstance(data, dict):
-            for field, value in data.items():
-                if "\\u0000" in json.dumps(value, default=str):
-                    raise refuse(str(field), "holds the character U+0000, which cannot be stored")
+    def _storable(cls, data: Any) -> Any:
+        if isinstance(data, dict) and (found := unstorable(data)):
+            raise refuse(*found)
         return data
 
     @model_validator(mode="after")

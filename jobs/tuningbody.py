@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints, ValidationError
 
 from jobs.errors import Refused
+from jobs.requests import unstorable
 from trainer.config import describe
 from trainer.strict import Strict
 
@@ -127,6 +128,8 @@ class Wish:
 
 
 def _parsed(given: dict[str, Any]) -> TuningBody:
+    if found := unstorable(given):
+        raise Refused(*found)
     try:
         return TuningBody.model_validate(given)
     except ValidationError as error:

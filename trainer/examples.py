@@ -5,6 +5,7 @@ a field that is not there, since columns of Parquet files have one for every row
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def check_columns(columns: Mapping[str, str]) -> None:
     for field, column in columns.items():
         if field not in FIELDS:
             raise BadExample(f"{_shown(field)} is no field of an example; choose among {', '.join(FIELDS)}")
-        if not column or "\0" in column or len(column) > 200:
+        if not 0 < len(column) <= 200 or re.search("[\0\ud800-\udfff]", column):
             raise BadExample(f"{field}: {_shown(column)} is no name of a column; give 1 to 200 characters")
 
 

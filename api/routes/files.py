@@ -164,14 +164,15 @@ def _expires_after(fields: dict[str, str]) -> int | None:
 
 def _columns(fields: dict[str, str]) -> Mapping[str, str]:
     """A JSON object, or a field for each, which is how the OpenAI client writes one in a form."""
-    columns: dict[str, Any] = {}
+    columns: Any = {}
     if "columns" in fields:
         try:
             columns = json.loads(fields.pop("columns"))
         except (ValueError, RecursionError) as error:
             raise BadUpload(f"columns: it is no JSON object: {error}", "columns") from error
-    for name in [name for name in fields if name.startswith("columns[") and name.endswith("]")]:
-        columns[name[len("columns[") : -1]] = fields.pop(name)
+    if isinstance(columns, dict):
+        for name in [name for name in fields if name.startswith("columns[") and name.endswith("]")]:
+            columns[name[len("columns[") : -1]] = fields.pop(name)
     if not isinstance(columns, dict) or not all(isinstance(column, str) for column in columns.values()):
         raise BadUpload('columns: give a JSON object of names, such as {"prompt": "question"}', "columns")
     try:

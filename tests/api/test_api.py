@@ -99,6 +99,8 @@ BAD = [
     ({"name": ""}, "name", "at least 1"),
     ({"name": "a\x00b"}, "name", "U+0000"),
     ({"metadata": {"k": "a\x00b"}}, "metadata", "U+0000"),
+    ({"tokenizer": "a\ud800"}, "tokenizer", "surrogate"),
+    ({"a\ud800": 1}, "a\\ud800", "surrogate"),
     ({"optimisation": {"steps": 10**10}}, "optimisation.steps", "2147483647"),
     ({"method": {"alpha": 1e999}}, "method.alpha", "finite"),
     ({"method": {"targets": ["q_projj"]}}, "method.targets", "no linear module of a preset"),

@@ -1,8 +1,10 @@
 """/v1/fine_tuning/jobs, driven by OpenAI's client as it is: shapes, resolution, refusals, pages, repetitions."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -284,3 +286,22 @@ def test_files_and_fine_tuned_models_have_their_names_at_the_other_door_too(room
         with pytest.raises(openai.BadRequestError) as refused:
             room.client.post("/jobs", body=body | wrong, cast_to=object)
         assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"\ud800": 1}, "\\ud800"),
+        ({"hyperparameters": {"\ud800": 1}}, "hyperparameters"),
+        ({"tokenizer": "\ud800"}, "tokenizer"),
+        ({"dataset": {"columns": {"prompt": "\ud800"}}}, "dataset"),
+        ({"metadata": {"a": "\x00"}}, "metadata"),
+    ],
+)
+def test_what_no_answer_could_show_is_refused_and_leaves_no_job(room: Room, given: dict[str, Any], param: str) -> None:
+    body = {"model": "llama-tiny", "training_file": room.upload(examples=10)} | given
+    # Their client cannot even send it.
+    url, headers = f"{room.client.base_url}fine_tuning/jobs", {"content-type": "application/json"}
+    answer = httpx.post(url, content=json.dumps(body), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert room.jobs.list().data == []

@@ -118,6 +118,8 @@ def test_what_is_wrong_is_told_by_line(client: TestClient, content: bytes, name:
         ({"columns": '{"question": "prompt"}'}, "columns", "'question' is no field"),
         ({"columns": '{"prompt": 1}'}, "columns", ""),
         ({"columns": '{"prompt": "a\\u0000"}'}, "columns", "no name of a column"),
+        ({"columns": '{"prompt": "a\\ud800"}'}, "columns", "no name of a column"),
+        ({"columns": "[]", "columns[prompt]": "a"}, "columns", "give a JSON object"),
         ({"colour": "red"}, "colour", "there is no such field; those that there are: file, purpose"),
         ({"columns": "x" * 20_000}, "columns", "longer than"),
     ],
