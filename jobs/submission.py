@@ -18,7 +18,7 @@ from jobs.journal import add_event, announce_later
 from jobs.requests import JobRequest
 from jobs.settings import Settings
 from jobs.states import State
-from jobs.tables import Job
+from jobs.tables import CheckpointRow, Job
 from trainer.errors import SpecError
 
 
@@ -178,9 +178,11 @@ def _create(
 
 
 def _check_base(session: Session, inputs: Inputs) -> None:
-    """The job whose model this one starts from is there, and is not deleted before this one has its row."""
+    """The model that this one starts from is there, and is not deleted before this one has its row."""
     if inputs.base is None:
         return
-    job_id, _ = inputs.base
-    if session.scalar(select(Job.id).where(Job.id == job_id).with_for_update(read=True)) is None:
-        raise Refused("model.hub", f"{job_id}, whose model it is, has been deleted meanwhile", "model_not_found")
+    job_id, step = inputs.base
+    held = select(Job.id).where(Job.id == job_id).with_for_update(read=True)
+    checkpoint = select(CheckpointRow.step).where(CheckpointRow.job_id == job_id, CheckpointRow.step == step)
+    if session.scalar(held) is None or session.scalar(checkpoint) is None:
+        raise Refused("model.hub", f"the model of {job_id} has been deleted meanwhile", "model_not_found")

@@ -1,7 +1,8 @@
 """What users want of their jobs. Of a running job it is noted: its worker obeys at the next step boundary."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import delete, select, update
@@ -86,9 +87,10 @@ def remove(database: Database, job_id: str) -> None:
         raise JobNotFound(job_id)
     if job.state not in TERMINAL:
         raise WrongState(job_id, job.state, "deleted", "succeeded, failed or cancelled")
-    _check_unneeded(database, job_id)
     # The files first: without the row nobody would find them again.
-    _remove_files(job, lambda directory: [directory])
+    with _alone(job):
+        _take_model(database, job_id)
+        _remove(Path(job.run_directory))
     with database.transaction() as session:
         for table in (Attempt, Outbox, JobEvent, Point, Evaluation, CheckpointRow, JobFile):
             session.execute(delete(table).where(table.job_id == job_id))
@@ -102,39 +104,45 @@ def remove_model(database: Database, job: Job) -> None:
     """
     if job.state not in TERMINAL:
         raise WrongState(job.id, job.state, "deleted", "succeeded, failed or cancelled")
-    _check_unneeded(database, job.id)
-    with database.transaction() as session:
-        # First: nobody shall name a model whose files are going.
-        session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == job.id))
-        session.execute(update(Job).where(Job.id == job.id).values(storage_bytes=0))
     rundir = RunDir(job.run_directory)
-    _remove_files(job, lambda _: [rundir.checkpoints, rundir.exports, rundir.data])
+    with _alone(job):
+        _take_model(database, job.id)
+        for path in (rundir.checkpoints, rundir.exports, rundir.data):
+            _remove(path)
+    with database.transaction() as session:
+        session.execute(update(Job).where(Job.id == job.id).values(storage_bytes=0))
 
 
-def _check_unneeded(database: Database, job_id: str) -> None:
-    """Raises ModelInUse where a job that has not ended starts from this one's model."""
-    query = select(Job.id).where(Job.base_run == job_id, Job.state.not_in(TERMINAL)).order_by(Job.id)
-    with database.reading() as session:
-        found = session.scalars(query).all()
-    if found:
-        raise ModelInUse(job_id, found)
+def _take_model(database: Database, job_id: str) -> None:
+    """Nobody can name the job's model any longer. Raises ModelInUse where a job that has not ended starts from it.
+
+    Under the job's row, which who starts from it holds too: either is first.
+    """
+    with database.transaction() as session:
+        _locked(session, job_id)
+        query = select(Job.id).where(Job.base_run == job_id, Job.state.not_in(TERMINAL)).order_by(Job.id)
+        if found := session.scalars(query).all():
+            raise ModelInUse(job_id, found)
+        session.execute(delete(CheckpointRow).where(CheckpointRow.job_id == job_id))
 
 
-def _remove_files(job: Job, which: Callable[[Path], list[Path]]) -> None:
-    directory = Path(job.run_directory)
-    if not directory.exists():
-        return
+@contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """With its run directory, where this process sees it. Raises FilesInUse."""
     lock = run_lock(job.run_directory)
     try:
-        if not lock.try_acquire():
+        if Path(job.run_directory).exists() and not lock.try_acquire():
             raise FilesInUse(job.id, "a trainer that outlived its worker has not yet ended")
-        for path in which(directory):
-            if path.exists():
-                shutil.rmtree(path)
+        yield
     except OSError as error:
         raise FilesInUse(job.id, str(error)) from error
     finally:
         lock.release()
+
+
+def _remove(directory: Path) -> None:
+    if directory.exists():
+        shutil.rmtree(directory)
 
 
 def _locked(session: Session, job_id: str) -> Job:

@@ -7,12 +7,15 @@ from typing import Any
 import openai
 import pytest
 
-from jobs import keys, lease, reports
+from jobs import inputs, keys, lease, reports, submission
 from jobs.database import Database
-from jobs.keys import Quotas, Scope
+from jobs.errors import Refused
+from jobs.keys import EVERYBODY, Quotas, Scope
+from jobs.requests import JobRequest
 from jobs.settings import Settings
 from migrations.__main__ import upgrade
 from tests.api.protocol import Served, served, typed, upload
+from tests.conftest import job_body
 from trainer import events
 from trainer.process import free_port
 from trainer.rundir import RunDir
@@ -88,6 +91,8 @@ def test_a_fine_tuned_model_can_be_deleted_and_nothing_else(service: tuple[Serve
         client.fine_tuning.jobs.create(model=name, training_file=file, extra_body=large)
     assert too_much.value.param == "optimizer.rank"
     client.fine_tuning.jobs.cancel(second.id)
+    request = JobRequest.model_validate(job_body() | {"model": {"hub": name}})
+    resolved = inputs.resolve(database, running.settings, EVERYBODY, request)
     deleted = client.models.delete(name)
     typed(deleted)
     assert deleted.deleted and not rundir.checkpoints.exists() and rundir.log.exists()
@@ -95,6 +100,9 @@ def test_a_fine_tuned_model_can_be_deleted_and_nothing_else(service: tuple[Serve
     assert not list(client.fine_tuning.jobs.checkpoints.list(job.id))
     with pytest.raises(openai.NotFoundError, match="deleted"):
         client.models.retrieve(name)
+    # Who had found it a moment before gets no job that starts from nothing.
+    with pytest.raises(Refused, match="deleted meanwhile"):
+        submission.create(database, running.settings, request, inputs=resolved)
     asked = [path for method, path in running.asked if method == "DELETE"]
     assert len(asked) == 5  # and none of them twice
 
