@@ -326,13 +326,13 @@ def _steps_of_examples(given: Optimisation, dataset: Examples) -> int:
         raise refuse("optimisation.tokens", "examples differ in their tokens; give steps or epochs")
     if given.steps is None and given.epochs is None:
         raise refuse("optimisation.steps", "give the length of the run: optimisation.steps or optimisation.epochs")
-    if given.epochs is None or (given.steps is not None and dataset.examples is None):
+    if given.epochs is None:
         assert given.steps is not None
         return given.steps
     if dataset.examples is None:
         raise refuse(
             "dataset.examples",
-            "epochs need the number of examples, known only of uploaded files; give it, or steps",
+            "epochs need the number of examples, known only of uploaded files; give it, or steps alone",
         )
     training = dataset.examples - held_out(dataset.examples, dataset.validation_fraction)
     steps = math.ceil(round(training * given.epochs / given.global_batch, 6))

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from jobs.requests import JobRequest
 from trainer import defaults
@@ -126,3 +127,10 @@ def test_a_task_of_glue_is_what_glue_says(dataset: dict[str, Any], field: str) -
         resolved("classify", "lora", **dataset)
     (line,) = refused.value.errors()  # type: ignore[attr-defined]
     assert line["ctx"]["field"] == field
+
+
+def test_epochs_of_who_knows_how_many_examples_are_refused_also_beside_steps() -> None:
+    wanted = body("finetune", "galore")
+    wanted["optimisation"]["epochs"] = 3
+    with pytest.raises(ValidationError, match="epochs need the number of examples, .* or steps alone"):
+        TrainingSpec.model_validate(wanted)
