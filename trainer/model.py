@@ -172,9 +172,10 @@ def _from_config(config: PretrainedConfig, dtype: torch.dtype, auto: Any) -> Any
 
 def _loaded(name: str, revision: dict[str, str], dtype: torch.dtype) -> Any:
     # Safetensors alone: the other formats are pickles, and a pickle is a program.
-    model, info = AutoModelForCausalLM.from_pretrained(
+    found: Any = AutoModelForCausalLM.from_pretrained(
         name, **revision, **access.remote_code(), dtype=dtype, use_safetensors=True, output_loading_info=True
     )
+    model, info = found
     # transformers draws what is not there, and only warns: an output embedding, where the weights are a base's alone.
     if lacking := sorted(set(info["missing_keys"]) & {key for key, _ in model.named_parameters()}):
         raise SpecError(
