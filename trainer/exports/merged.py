@@ -8,8 +8,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from trainer.exports.destination import Destination
 from trainer.exports.shards import write_shards
 from trainer.exports.trained import Trained
-from trainer.finetune.chat import end_of_turn
-from trainer.tokenizer import ends_of_text
+from trainer.finetune.chat import ends_of_answers
 
 
 def write_merged(trained: Trained, destination: Destination) -> None:
@@ -42,7 +41,6 @@ def write_configuration(trained: Trained, destination: Destination) -> None:
     model.config.save_pretrained(destination.directory)
     if model.can_generate():
         if trained.spec.task == "finetune":
-            ends = {*ends_of_text(model.generation_config, trained.tokenizer), end_of_turn(trained.tokenizer)}
-            known = sorted(token for token in ends if token is not None)
+            known = ends_of_answers(model.generation_config, trained.tokenizer)
             model.generation_config.eos_token_id = known[0] if len(known) == 1 else known or None
         model.generation_config.save_pretrained(destination.directory)

@@ -12,11 +12,13 @@ import re
 from typing import Any
 
 from jinja2 import TemplateError
+from transformers import GenerationConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from trainer.errors import SpecError
 from trainer.examples import BadExample, Chat
+from trainer.tokenizer import ends_of_text
 
 # For a tokeniser that has none: each message below its role; the end-of-text token after what the assistant says.
 PLAIN_TEMPLATE = """\
@@ -90,7 +92,7 @@ class _Renderer:
         self._special: dict[str, Any] = {
             key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)
         }
-        self._ends = tuple(tokenizer.all_special_tokens)
+        self._ends = _special_tokens(tokenizer)
         self.marks = bool(_GENERATION.search(template))
 
     def __call__(self, messages: list[dict[str, Any]], invite: bool = False) -> str:
@@ -132,20 +134,38 @@ class _Renderer:
         return texts[0], ranges[0] if marked else []
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token by which the tokeniser's template ends what the assistant says; None where it has none for it, or
-    refuses the shortest of conversations.
+def ends_of_answers(
+    config: GenerationConfig, tokenizer: PreTrainedTokenizerBase, template: str | None = None
+) -> list[int]:
+    """The tokens that end what a fine-tuned model says: those of any text, and the template's end of a turn.
+
+    `template` is the tokeniser's where none is given.
     """
-    if not tokenizer.chat_template:
+    turn = end_of_turn(tokenizer, template)
+    return sorted({*ends_of_text(config, tokenizer)} | (set() if turn is None else {turn}))
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, wanted: str | None = None) -> int | None:
+    """The token by which the template ends what the assistant says; None where it has none for it, or refuses the
+    shortest of conversations.
+    """
+    template = wanted or tokenizer.chat_template
+    if not template:
         return None
     messages = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "."})
     try:
-        text = render(tokenizer, tokenizer.chat_template, Chat(messages, None)).rstrip()
+        text = render(tokenizer, template, Chat(messages, None)).rstrip()
     except BadExample:
         return None
-    end = next((token for token in tokenizer.all_special_tokens if text.endswith(token)), None)
+    end = next((token for token in _special_tokens(tokenizer) if text.endswith(token)), None)
     found = None if end is None else tokenizer.convert_tokens_to_ids(end)
     return found if isinstance(found, int) else None
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Those that have a role, and those that were added as special without one, as Llama 3's <|eot_id|>."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return list(dict.fromkeys([*tokenizer.all_special_tokens, *added]))
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, template: str | dict[str, str]) -> None:

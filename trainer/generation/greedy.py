@@ -17,8 +17,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from trainer.config import TrainingSpec
 from trainer.datasetconfig import ExamplesDataset
+from trainer.finetune.chat import ends_of_answers
 from trainer.finetune.task import ExampleTask
-from trainer.tokenizer import ends_of_text
 
 # Characters of a prompt that are told, its last ones.
 _TOLD = 2000
@@ -38,12 +38,13 @@ def samples(spec: TrainingSpec, task: Any, model: Any, tokenizer: PreTrainedToke
     """
     if not isinstance(task, ExampleTask) or not isinstance(spec.dataset, ExamplesDataset):
         return
+    ends = ends_of_answers(model.generation_config, tokenizer, spec.dataset.chat_template)
     for prompt, wanted in task.held_out_answers(spec.dataset.samples):
         if len(prompt) < 2:
             # Of a text all is learnt: the second half is asked for.
             ids = prompt + wanted
             prompt, wanted = ids[: (len(ids) + 1) // 2], ids[(len(ids) + 1) // 2 :]
-        said = greedy(model, prompt, spec.dataset.sample_tokens, ends_of_text(model.generation_config, tokenizer))
+        said = greedy(model, prompt, spec.dataset.sample_tokens, ends)
         words = [str(tokenizer.decode(ids, skip_special_tokens=False)) for ids in (prompt, said, wanted)]
         yield Said(words[0][-_TOLD:], words[1], words[2])
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.distributed.group import run_group
@@ -72,6 +73,20 @@ def test_a_sample_is_what_the_export_says_to_the_same_prompt(tmp_path: Path, kin
         out = model.generate(**prompt, max_new_tokens=12, do_sample=False)
         behind = out[0, prompt["input_ids"].shape[1] :]
         assert found["text"] == tokenizer.decode(behind).removesuffix("<|im_end|>")
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_sample_ends_with_its_turn_whatever_ends_a_text(tmp_path: Path) -> None:
+    path = made.model(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    turn, tokenizer.eos_token = tokenizer.eos_token_id, "<|im_start|>"
+    tokenizer.save_pretrained(path)
+    run, told = made.run(tmp_path, dataset={"samples": 1, "sample_tokens": 5})
+    head = run.model.get_output_embeddings()
+    # Of all tokens it says this one alone.
+    head.register_forward_hook(lambda *given: torch.zeros_like(given[-1]).index_fill(-1, torch.tensor([turn]), 1.0))
+    run.evaluate()
+    assert [said["text"] for said in of(told, events.Sampled)] == [""]
 
 
 @pytest.mark.usefixtures("process_group")
