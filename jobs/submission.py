@@ -128,9 +128,11 @@ def _create(
         raise SpecError(f"resources.processes: {wanted} devices, but jobs here may have {most}; use at most that")
     with database.transaction() as session:
         _check_base(session, inputs)
-        keys.check_quotas(session, owner)
+        # Of a request and its repetition one sees the other, and what is there already takes no more of a quota.
+        keys.held(session, owner)
         if tuning is not None and idempotency_key is None and (found := sent_before(session, owner, tuning)):
             return found
+        keys.check_quotas(session, owner)
         at = clock(session)
         asked = tuning.digest if tuning else digest(request) if idempotency_key is not None else None
         assert spec.optimisation.steps is not None

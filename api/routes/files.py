@@ -63,13 +63,14 @@ VisibleFile = Annotated[StoredFile, Depends(_visible)]
 async def upload_file(request: Request, given: Given, caller: Writer) -> Response:
     """Store a file of examples. It is `uploaded` until it has been examined, then `processed`, or `error`, with the
     lines that are wrong in `status_details`."""
-    if length := announced(request):
+    again = request.headers.get("x-stainless-retry-count", "0") != "0"
+    if not again and (length := announced(request)):
         # Before it is sent: a form is no more than this larger than its file.
+        # Of a repetition it may be there already.
         await run_in_threadpool(_check_quota, given, caller, length - 4096)
     incoming = await run_in_threadpool(Incoming, given.settings)
     try:
         async with received(request, given.settings, incoming) as form:
-            again = request.headers.get("x-stainless-retry-count", "0") != "0"
             stored = await run_in_threadpool(_store, given, _new(form, caller), incoming, again)
     except ClientDisconnect:
         return answer(400, "the client went away before all was sent", "invalid_request_error", code="invalid_body")

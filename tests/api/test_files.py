@@ -180,6 +180,10 @@ def test_files_count_against_the_storage_of_a_key(office: Office) -> None:
         assert (answer.status_code, answer.json()["error"]["type"]) == (429, "insufficient_quota")
         assert answer.headers["x-should-retry"] == "false"
     assert len(kept(office.settings)) == 1
+    # A repetition of the one that is there takes no more.
+    body = PURPOSE + part("file", lines({"text": "x" * 60_000}), filename=first["filename"]) + END
+    again = client.post("/v1/files", content=body, headers=FORM | {"x-stainless-retry-count": "1"})
+    assert (again.status_code, again.json()["id"]) == (200, first["id"])
     client.delete(f"/v1/files/{first['id']}")
     upload(client, lines({"text": "x" * 60_000}))
 

@@ -13,7 +13,7 @@ from jobs.database import Database
 from jobs.keys import Quotas, Scope
 from jobs.settings import Settings
 from jobs.tables import Job
-from tests.api.protocol import served, typed
+from tests.api.protocol import served, typed, upload
 from tests.api.room import SMALL, Room
 
 
@@ -229,6 +229,18 @@ def test_a_create_that_is_sent_again_makes_no_second_job(settings: Settings, dat
         assert made[0] == made[1]
         with pytest.raises(openai.ConflictError):
             room.jobs.create(model="ours", training_file=file, extra_headers=key)
+
+
+def test_a_repetition_needs_no_second_place_in_the_queue(open_settings: Settings) -> None:
+    database = Database(open_settings.url)
+    row, key = keys.create(database, "one", [Scope.WRITE], Quotas(queued=1))
+    with served(open_settings.model_copy(update={"auth": "on"})) as service:
+        client: Any = service.client(key)
+        given = {"model": "llama-tiny", "training_file": upload(database, service.settings, row.id)}
+        service.lost = 1
+        job = client.fine_tuning.jobs.create(**given, extra_body={"optimizer": SMALL})
+        assert [one.id for one in client.fine_tuning.jobs.list()] == [job.id]
+    database.close()
 
 
 def test_the_first_of_two_requests_finds_what_the_second_has_made(room: Room) -> None:
