@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from trainer import access
@@ -44,8 +45,9 @@ def set_labels(config: PretrainedConfig, spec: TrainingSpec, tokenizer: PreTrain
     config.id2label = dict(enumerate(names))
     config.label2id = {name: place for place, name in enumerate(names)}
     config.problem_type = "regression" if dataset_of(spec).kind == "number" else "single_label_classification"
-    if config.pad_token_id is None:
-        # By it a decoder finds an example's last token.
+    if config.pad_token_id is None or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        # By it a decoder finds an example's last token, so it is what the exported tokeniser pads with, whatever its
+        # configuration states (LLaMA's -1, or 0). Encoders may count positions by theirs.
         set_padding(tokenizer)
         config.pad_token_id = tokenizer.pad_token_id
 

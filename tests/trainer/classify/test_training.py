@@ -303,6 +303,18 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
         make_run(tmp_path)
 
 
+@pytest.mark.parametrize("stated", [-1, 5])
+def test_a_decoder_is_told_what_the_tokeniser_pads_with(tmp_path: Path, stated: int) -> None:
+    path = base(tmp_path, "llama")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"pad_token_id": stated}))
+    run, _ = make_run(tmp_path, "llama")
+    run.train_step(lambda: False)
+    padding = run.tokenizer.pad_token_id
+    assert run.model.config.pad_token_id == padding != stated
+    assert padding in task_of(run).micro_batches(1)[0].tokens
+
+
 def test_an_evaluation_may_be_limited(tmp_path: Path) -> None:
     assert spec(tmp_path).optimisation.evaluation_sequences > 10**9
     run, found = make_run(tmp_path, optimisation={"evaluation_sequences": 5})
