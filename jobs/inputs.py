@@ -4,6 +4,7 @@ A spec that is stored holds paths alone, so that a trainer needs to know nothing
 fetched and made by the worker, before it starts the trainer (`worker.inputs`).
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ _FORMATS = {"finetune": ("chat", "prompt", "text"), "classify": ("labelled",), "
 # A file is checked right after its upload. Whoever asks for a job in the same breath is kept waiting for so long.
 PATIENCE_SECONDS = 20.0
 _SECONDS_BETWEEN_LOOKS = 0.1
+# Who waits has one of the process's threads, of which there are 40 for all requests: others are told to come back.
+_WAITING = threading.BoundedSemaphore(8)
 
 
 @dataclass(frozen=True)
@@ -91,20 +94,31 @@ def of(session: Session, job: Job) -> list[StoredFile]:
 def stored(database: Database, caller: Caller, field: str, file_id: str, patience: float) -> StoredFile:
     """A file that has been checked, of those that the caller sees. Raises Refused and NotChecked."""
     deadline = time.monotonic() + patience
-    while True:
-        try:
-            file = files.get(database, file_id, caller.sees)
-        except FileUnknown as error:
-            raise Refused(field, str(error), "invalid_file") from error
-        if file.purpose != files.UPLOADS:
-            raise Refused(field, f"{file_id} is of purpose {file.purpose}; give one of {files.UPLOADS}", "invalid_file")
-        if file.status == Status.ERROR:
-            raise Refused(field, f"{file_id} cannot be used: {file.status_details}", "invalid_file")
-        if file.status == Status.PROCESSED:
-            return file
-        if time.monotonic() > deadline:
-            raise NotChecked(field, file_id)
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    file, waits = _usable(database, caller, field, file_id), False
+    try:
+        while file.status != Status.PROCESSED:
+            waits = waits or _WAITING.acquire(blocking=False)
+            if not waits or time.monotonic() > deadline:
+                raise NotChecked(field, file_id)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            file = _usable(database, caller, field, file_id)
+    finally:
+        if waits:
+            _WAITING.release()
+    return file
+
+
+def _usable(database: Database, caller: Caller, field: str, file_id: str) -> StoredFile:
+    """Checked, or being checked."""
+    try:
+        file = files.get(database, file_id, caller.sees)
+    except FileUnknown as error:
+        raise Refused(field, str(error), "invalid_file") from error
+    if file.purpose != files.UPLOADS:
+        raise Refused(field, f"{file_id} is of purpose {file.purpose}; give one of {files.UPLOADS}", "invalid_file")
+    if file.status == Status.ERROR:
+        raise Refused(field, f"{file_id} cannot be used: {file.status_details}", "invalid_file")
+    return file
 
 
 def _tuned(database: Database, settings: Settings, caller: Caller, request: JobRequest) -> TunedModel | None:

@@ -154,7 +154,7 @@ def list_tuning_checkpoints(
     if after is not None:
         ids = [checkpoint.id for checkpoint in found]
         if after not in ids:
-            raise UnknownCursor(after)
+            raise UnknownCursor(after, "checkpoint")
         found = found[ids.index(after) + 1 :]
     return _page(found[:limit], len(found) > limit)
 

@@ -1,6 +1,7 @@
 """/v1/fine_tuning/jobs, driven by OpenAI's client as it is: shapes, resolution, refusals, pages, repetitions."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from jobs import keys, submission
+from jobs import inputs, keys, submission
 from jobs.database import Database
 from jobs.keys import Quotas, Scope
 from jobs.settings import Settings
@@ -264,6 +265,14 @@ def test_a_file_that_is_being_checked_is_waited_for(room: Room, monkeypatch: pyt
     # It may be checked the next time: the client asks again by itself.
     assert "x-should-retry" not in caught.value.response.headers
     assert "retry-after" in caught.value.response.headers
+
+
+def test_waiting_for_files_leaves_threads_for_others(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.inputs._WAITING", threading.BoundedSemaphore(1))
+    assert inputs._WAITING.acquire(blocking=False)
+    client = room.service.client(max_retries=0)
+    with pytest.raises(openai.ConflictError, match="still being checked"):
+        client.fine_tuning.jobs.create(model="ours", training_file=room.upload(status="uploaded"), timeout=10)
 
 
 def test_a_job_of_the_other_door_is_not_shown_here(room: Room) -> None:
