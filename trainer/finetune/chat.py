@@ -86,7 +86,13 @@ class _Renderer:
         self, tokenizer: PreTrainedTokenizerBase, template: str | dict[str, str], tools: list[dict[str, Any]] | None
     ) -> None:
         if isinstance(template, dict):
-            template = tokenizer.get_chat_template(None, tools)
+            try:
+                template = tokenizer.get_chat_template(None, tools)
+            except ValueError as error:
+                raise BadExample(
+                    f"the tokeniser has several chat templates ({', '.join(sorted(template))}) and none is its "
+                    "default; give the one that is meant as dataset.chat_template"
+                ) from error
         self._template: str = template
         self._tools: Any = tools
         self._special: dict[str, Any] = {

@@ -123,6 +123,8 @@ def test_a_template_that_refuses_a_conversation_or_is_none_says_so() -> None:
     with pytest.raises(BadExample, match="refuses the conversation: no system message"):
         encode(chat(("user", "a"), ("assistant", "b")), picky)
     assert end_of_turn(made.tokenizer(picky)) is None  # no reason not to export what was trained
+    with pytest.raises(BadExample, match=r"several chat templates \(rag, tool_use\) and none is its default"):
+        encode(chat(("user", "a"), ("assistant", "b")), {"rag": made.MARKED, "tool_use": made.MARKED})  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="dataset.chat_template: is no template"):
         encode(chat(("user", "a"), ("assistant", "b")), "{% if %}")
 
