@@ -128,8 +128,8 @@ class Wish:
 
 
 def _parsed(given: dict[str, Any]) -> TuningBody:
-    if found := unstorable(given):
-        raise Refused(*found)
+    if problem := unstorable(given):
+        raise Refused(*problem)
     try:
         return TuningBody.model_validate(given)
     except ValidationError as error:
