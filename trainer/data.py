@@ -19,11 +19,13 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from trainer import heldout
 from trainer.batch import Batch
+from trainer.causal import check_causal
 from trainer.config import TrainingSpec
 from trainer.datasetconfig import Stream
 from trainer.documents import documents
 from trainer.errors import DataError
 from trainer.events import Preparing
+from trainer.modelconfig import PresetModel
 from trainer.order import Order, groups
 from trainer.preflight import check_length
 from trainer.rundir import META, TOKENS
@@ -116,7 +118,9 @@ class Sequences:
         return torch.from_numpy(self._sequences[rows].astype(np.int64)).to(self._device)
 
     def check(self, model: Any) -> None:
-        """Any causal language model will do."""
+        # Presets are known.
+        if not isinstance(self._spec.model, PresetModel):
+            check_causal(model, self._spec.dataset.sequence_length, self._device)
 
     def evaluate(self, model: Any) -> Measured | None:
         batches = self.validation_batches()

@@ -4,53 +4,118 @@ RUNDIR/exports/step-00000200/ is a Hugging Face directory. The worker starts fro
 model, and the generator speaks with it.
 """
 
+import contextlib
 import fcntl
+import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from trainer.errors import CheckpointError, TrainerError, leaf_of_exit_code
+from trainer.errors import CheckpointError, leaf_of_exit_code
 from trainer.rundir import RunDir
 
-_SAID = 2000
+_TAIL_BYTES = 4000
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
-def exported(rundir: RunDir, step: int) -> Path:
+class ExportFailed(Exception):
+    """`code` is the exporter's exit code, negative for a signal; `tail` the end of what it said."""
+
+    def __init__(self, rundir: RunDir, step: int, code: int, tail: str) -> None:
+        self.code, self.tail = code, tail
+        words = tail.strip().rpartition("\n")[2][-500:]
+        super().__init__(f"the checkpoint of step {step} in {rundir.root} cannot be exported: {words}")
+
+    @property
+    def name(self) -> str:
+        """Of the leaf in trainer.errors that it ended with."""
+        return leaf_of_exit_code(self.code).name
+
+
+def exported(
+    rundir: RunDir,
+    step: int,
+    gone: threading.Event,
+    log: IO[bytes] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Path | None:
     """The directory, made if it is not there: by a process of its own, which takes torch and its memory with it.
 
-    Of several that ask at once one makes it and the others wait. Raises TrainerError, of the leaf that the export ended
-    with.
+    Of several that ask at once one makes it and the others wait. None where `gone` was set before it was there. What
+    the exporter says goes to `log`, opened for appending and reading. Raises CheckpointError where there is no such
+    run, ExportFailed.
     """
-    if not rundir.root.is_dir():
-        raise CheckpointError(f"there is no run directory {rundir.root} here")
+    if not rundir.spec.exists():
+        raise CheckpointError(f"{rundir.root}, where the model of step {step} was, is gone or is not seen from here")
     rundir.exports.mkdir(exist_ok=True)
     out = rundir.export(step)
-    with _alone(rundir.exports / "lock") as lock:
+    with _alone(rundir.exports / "lock", gone) as lock, log or tempfile.TemporaryFile() as said:
+        if lock is None:
+            return None
         # It has its name only once it is whole.
         if not out.is_dir():
             for left in rundir.exports.glob(".*.partial-*"):
                 # Of an exporter that was killed: whoever lives has the lock.
                 shutil.rmtree(left)
-            _export(rundir, step, out, lock)
+            code = _export(rundir, step, lock, gone, said, environment)
+            if code is None:
+                return None
+            if code != 0:
+                raise ExportFailed(rundir, step, code, _tail(said))
     return out
 
 
-def _export(rundir: RunDir, step: int, out: Path, lock: int) -> None:
-    """It has the lock too, should it outlive this process."""
-    command = [sys.executable, "-m", "trainer", "export", str(rundir.root), str(out), "--checkpoint", str(step)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, pass_fds=(lock,))
-    if done.returncode != 0:
-        leaf = leaf_of_exit_code(done.returncode)
-        said = f"step {step} of {rundir.root} cannot be exported: {done.stderr.strip()[-_SAID:]}"
-        raise leaf(said) if leaf.__init__ is TrainerError.__init__ else TrainerError(said)
+def _export(
+    rundir: RunDir, step: int, lock: int, gone: threading.Event, said: IO[bytes], environment: Mapping[str, str] | None
+) -> int | None:
+    """Its exit code; None where it was ended because `gone` was set. It has the lock too, should it outlive us."""
+    command = [sys.executable, "-m", "trainer", "export", str(rundir.root), str(rundir.export(step))]
+    process = subprocess.Popen(
+        [*command, "--checkpoint", str(step)],
+        stdin=subprocess.DEVNULL,
+        stdout=said,
+        stderr=subprocess.STDOUT,
+        env=None if environment is None else dict(environment),
+        start_new_session=True,
+        pass_fds=(lock,),
+    )
+    try:
+        while process.poll() is None:
+            if gone.wait(_SECONDS_BETWEEN_LOOKS):
+                return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        code = process.wait()
+    return code
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[int]:
-    """The descriptor of the lock, which is released with its last copy, also by processes that are killed."""
+def _alone(lock: Path, gone: threading.Event) -> Iterator[int | None]:
+    """The descriptor of the lock, which is released with its last copy, also by processes that are killed; None where
+    `gone` was set while somebody else had it."""
     with lock.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+        while not gone.is_set():
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                gone.wait(_SECONDS_BETWEEN_LOOKS)
+            else:
+                yield file.fileno()
+                return
+        yield None
+
+
+def _tail(said: IO[bytes]) -> str:
+    """Whole lines."""
+    size = said.seek(0, os.SEEK_END)
+    start = said.seek(max(0, size - _TAIL_BYTES))
+    text = said.read().decode(errors="replace")
+    return text if start == 0 else text.partition("\n")[2]

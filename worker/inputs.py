@@ -3,12 +3,6 @@
 A model is made once, under a lock, into the run directory of the job that has trained it, where it appears whole.
 """
 
-import contextlib
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,14 +15,11 @@ from jobs.database import Database
 from jobs.errors import FileDamaged, StoreAway
 from jobs.failures import class_of
 from jobs.lease import Outcome
-from jobs.locks import Locks
 from jobs.settings import Settings
 from jobs.tables import Job, StoredFile
-from trainer.errors import leaf_of_exit_code
+from trainer.errors import CheckpointError
+from trainer.exporting import ExportFailed, exported
 from trainer.rundir import RunDir
-
-_LOG_TAIL_BYTES = 4000
-_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 class Unmade(Exception):
@@ -97,55 +88,12 @@ def make(
 def _exported(
     base: RunDir, step: int, rundir: RunDir, environment: Mapping[str, str], cancelled: threading.Event
 ) -> str | None:
-    out = base.export(step)
-    if not base.spec.exists():
-        message = f"model: {base.root}, where the model of step {step} was, is gone or is not seen by this worker"
-        raise Unmade("bad_checkpoint", message)
-    lock = Locks([base.exports / "lock"])
-    while not lock.try_acquire():
-        # Another worker makes it.
-        if cancelled.wait(_SECONDS_BETWEEN_LOOKS):
-            return None
     try:
-        if out.is_dir():
-            return str(out)
-        for left in base.exports.glob(".*.partial-*"):
-            # Of an exporter that was killed: whoever lives has the lock.
-            shutil.rmtree(left)
-        if not _export(base, step, rundir, environment, lock, cancelled):
-            return None
-    finally:
-        lock.release()
-    return str(out)
-
-
-def _export(
-    base: RunDir, step: int, rundir: RunDir, environment: Mapping[str, str], lock: Locks, cancelled: threading.Event
-) -> bool:
-    """Whether it came to its end. The exporter has the lock too, should it outlive this process."""
-    command = [sys.executable, "-m", "trainer", "export", str(base.root), str(base.export(step))]
-    with rundir.log.open("ab") as log:
-        process = subprocess.Popen(
-            [*command, "--checkpoint", str(step)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=dict(environment),
-            start_new_session=True,
-            pass_fds=tuple(lock.descriptors),
-        )
-    try:
-        while process.poll() is None:
-            if cancelled.wait(_SECONDS_BETWEEN_LOOKS):
-                return False
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        code = process.wait()
-    if code != 0:
-        tail = rundir.log_tail(_LOG_TAIL_BYTES)
-        words = tail.strip().rpartition("\n")[2][-500:]
-        kind = "killed" if code < 0 else class_of(leaf_of_exit_code(code).name)
-        message = f"model: the checkpoint of step {step} in {base.root} cannot be exported: {words}"
-        raise Unmade(kind, message, exit_code=code, log_tail=tail)
-    return True
+        with rundir.log.open("a+b") as log:
+            path = exported(base, step, cancelled, log, environment)
+    except CheckpointError as error:
+        raise Unmade("bad_checkpoint", f"model: {error}") from error
+    except ExportFailed as error:
+        kind = "killed" if error.code < 0 else class_of(error.name)
+        raise Unmade(kind, f"model: {error}", exit_code=error.code, log_tail=error.tail) from error
+    return None if path is None else str(path)

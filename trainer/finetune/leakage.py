@@ -1,5 +1,5 @@
 """How a model is told to keep packed examples apart, and whether it does: tried on the model itself before the first
-step. And whether it is causal at all.
+step.
 
 transformers draws the border between two examples of a row where position_ids begin anew, for models that hand them to
 its functions for masks. Others are given the whole mask. Where that does not help either (no attention, no positions),
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer.causal import apart, rounding
 from trainer.errors import SpecError
 
 _TOKENS = 12  # of each example, or half a row
@@ -34,24 +35,6 @@ def needs_mask(model: Any, limit: int, device: torch.device) -> bool:
     raise SpecError(
         f"dataset.packing: {type(model).__name__} cannot have its examples packed: {problem}; use packing false"
     )
-
-
-def check_causal(model: Any, limit: int, device: torch.device) -> None:
-    """Raises SpecError for a model whose tokens see those that follow, which they are to predict: an encoder, whatever
-    head it is given. Collective as `needs_mask`.
-    """
-    vocabulary = model.config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (2, min(_TOKENS, limit)), generator=generator).to(device)
-    another = ids.clone()
-    another[:, -1] = (another[:, -1] + 1) % vocabulary
-    before, after = (model(input_ids=given, use_cache=False).logits[:, :-1].double() for given in (ids, another))
-    if _apart(before, after) > _rounding(model, before):
-        raise SpecError(
-            f"model: in {type(model).__name__} a token sees those that follow it, so there is nothing to predict; "
-            "choose a causal language model (an encoder that shall be one has is_decoder in its config.json), or task "
-            "classify"
-        )
 
 
 def border_mask(position_ids: Tensor) -> Tensor:
@@ -75,12 +58,11 @@ class _Trial:
 
     def problem(self, masked: bool) -> str | None:
         half = self._half
-        apart, one = torch.arange(half).repeat(2), torch.arange(2 * half)
+        anew, one = torch.arange(half).repeat(2), torch.arange(2 * half)
         try:
             alone = self._logits(self._second, positions=torch.arange(half), masked=masked)
             packed, changed = (
-                self._logits(first, self._second, positions=apart, masked=masked)
-                for first in (self._first, self._other)
+                self._logits(first, self._second, positions=anew, masked=masked) for first in (self._first, self._other)
             )
             text, another = (
                 self._logits(first, self._second, positions=one, masked=masked) for first in (self._first, self._other)
@@ -89,12 +71,12 @@ class _Trial:
             raise
         except (TypeError, ValueError, RuntimeError) as error:
             return f"it takes no {'masks of every pair' if masked else 'position_ids'} ({error})"
-        rounding = _rounding(self._model, alone)
-        leaks, off = _apart(packed, changed), _apart(packed, alone)
+        noise = rounding(self._model, alone)
+        leaks, off = apart(packed, changed), apart(packed, alone)
         # The same shapes and so the same arithmetic: what is masked adds exact zeros.
-        if leaks > _NOTHING * _apart(text, another) + 1e-3 * rounding:
+        if leaks > _NOTHING * apart(text, another) + 1e-3 * noise:
             return f"in a packed row an example sees the one before it (its logits differ by {leaks:.2g})"
-        if off > 0.1 * _apart(text, alone) + rounding:
+        if off > 0.1 * apart(text, alone) + noise:
             return f"an example has other logits in a packed row than alone (they differ by {off:.2g})"
         return None
 
@@ -109,11 +91,3 @@ class _Trial:
             inputs["attention_mask"] = border_mask(inputs["position_ids"])
         found: Tensor = self._model(**inputs, use_cache=False).logits
         return found[0, -self._half :].double()
-
-
-def _rounding(model: Any, logits: Tensor) -> float:
-    return 16 * torch.finfo(next(model.parameters()).dtype).eps * float(logits.abs().max())
-
-
-def _apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max())

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from trainer import heldout
 from trainer.batch import Batch, CountRight
+from trainer.causal import check_causal
 from trainer.config import TrainingSpec
-from trainer.finetune.leakage import border_mask, check_causal, needs_mask
+from trainer.finetune.leakage import border_mask, needs_mask
 from trainer.finetune.make import dataset_of
 from trainer.finetune.packing import deal, pack
 from trainer.order import Order, groups

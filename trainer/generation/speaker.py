@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from trainer import errors
-from trainer.exporting import exported
+from trainer.exporting import ExportFailed, exported
 from trainer.generation.protocol import Began, Checkpoint, Directory, Ended, Failed, Hub, Line, Piece, Refused, Task
 from trainer.generation.turns import Turn
 from trainer.rundir import RunDir
@@ -42,6 +42,9 @@ class Speaker:
             self._answer(task, turn, say)
         except Unanswerable as error:
             say(Refused(message=str(error), param=error.param, code=error.code))
+        except ExportFailed as error:
+            log.error("a model cannot be exported: %s\n%s", error, error.tail)
+            say(Failed(message=f"{error.name}: {error}"))
         except Exception as error:  # noqa: BLE001  # one request must not end the others
             leaf = errors.classify(error)
             log.exception("a task failed", exc_info=error)
@@ -67,7 +70,11 @@ class Speaker:
         from trainer.generation.generate import generate
         from trainer.generation.loaded import prompts_of
 
-        loaded = self._at(_place_of(task))
+        place = _place_of(task, turn)
+        if place is None:
+            log.info("the client has gone while its model was exported")
+            return
+        loaded = self._at(place)
         prompts = prompts_of(task, loaded)
         say(Began(prompt_tokens=sum(map(len, prompts))))
         for index in range(len(prompts) * task.choices):
@@ -99,10 +106,11 @@ def _give(say: Callable[[Line], None], index: int, text: str) -> None:
     say(Piece(index=index, text=text))
 
 
-def _place_of(task: Task) -> Directory | Hub:
+def _place_of(task: Task, turn: Turn) -> Directory | Hub | None:
     if not isinstance(task.model, Checkpoint):
         return task.model
-    return Directory(path=str(exported(RunDir(task.model.run), task.model.step)))
+    path = exported(RunDir(task.model.run), task.model.step, turn.gone)
+    return None if path is None else Directory(path=str(path))
 
 
 def _torch_device(wanted: str) -> "torch.device":

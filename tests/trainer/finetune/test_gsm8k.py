@@ -3,11 +3,16 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from tests.trainer.finetune import made
 from trainer import events
 from trainer.config import TrainingSpec
+from trainer.exports.export import export
+from trainer.finetune.task import ExampleTask
 from trainer.run import Run
 from trainer.rundir import RunDir
 
@@ -58,3 +63,18 @@ def test_the_loss_falls_on_answers_to_word_problems(tmp_path: Path) -> None:
     assert after.loss < 0.75 * before.loss
     assert before.accuracy is not None and after.accuracy is not None
     assert after.accuracy > before.accuracy + 0.1
+
+    run.save()
+    rundir.spec.write_text(wanted.model_dump_json())
+    export(rundir, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert isinstance(run.task, ExampleTask)
+    loss, learnt = 0.0, 0
+    with torch.no_grad():
+        for number in list(run.task.held_out)[:16]:
+            ids, marks = (torch.tensor(np.asarray(part, dtype=np.int64)) for part in run.task.prepared[number])
+            labels = torch.where(marks != 0, ids, -100)
+            count = int((labels[1:] != -100).sum())
+            loss += float(model(input_ids=ids[None], labels=labels[None]).loss) * count
+            learnt += count
+    assert loss / learnt == pytest.approx(after.loss, rel=1e-5)

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, RobertaConfig
 
 from tests.trainer.finetune import made
+from trainer.causal import check_causal
 from trainer.errors import SpecError
-from trainer.finetune.leakage import border_mask, check_causal, needs_mask
+from trainer.finetune.leakage import border_mask, needs_mask
 from trainer.finetune.packing import deal, pack
 from trainer.finetune.task import UNLEARNT, collate
 
