@@ -21,7 +21,9 @@ class FileView(BaseModel):
     columns: dict[str, Any] = Field(description="what its fields are called, where that is not their own name")
     format: str | None = Field(description="chat, prompt, text, labelled; null until it is known")
     examples: int | None
-    statistics: dict[str, Any] = Field(description="characters in all and per example; messages by role; labels")
+    statistics: dict[str, Any] = Field(
+        description="characters in all and per example; messages by role; labels; tokens, once a job has counted them"
+    )
 
     @staticmethod
     def of(stored: StoredFile) -> "FileView":

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from jobs.database import Database
 from jobs.journal import add_event
 from jobs.lease import Lease, locked
-from jobs.tables import CheckpointRow, Evaluation, Job, Point
+from jobs.tables import CheckpointRow, Evaluation, Job, Point, StoredFile
 from trainer import events
 
 
@@ -66,6 +66,7 @@ def _apply(database: Database, session: Session, job: Job, event: events.Event, 
             figures |= {"examples": event.examples, "held_out": event.held_out} | {
                 "trained_tokens_per_epoch": event.trained_tokens
             }
+            _tell_file(session, job, values)
         case events.Checkpointed():
             _upsert(database, session, CheckpointRow, job.id, values)
         case events.Spiked():
@@ -78,6 +79,15 @@ def _apply(database: Database, session: Session, job: Job, event: events.Event, 
     # Steps are points; news of how far a preparation has got is of no use afterwards.
     if not isinstance(event, events.Step) and values.get("done") is None:
         add_event(session, job.id, event.type, event.step, {k: v for k, v in values.items() if k not in ("at", "step")})
+
+
+def _tell_file(session: Session, job: Job, values: dict[str, Any]) -> None:
+    """How many tokens its training file has, by the tokeniser of the job that used it last."""
+    file = session.get(StoredFile, job.tuning["training_file"], with_for_update=True) if job.tuning else None
+    if file is not None:
+        counted = {key: value for key, value in values.items() if key not in ("at", "step")}
+        tokens = {"tokenizer": job.spec["tokenizer"], "sequence_length": job.spec["dataset"]["sequence_length"]}
+        file.statistics = file.statistics | {"tokens": tokens | counted}
 
 
 def _add_step(figures: dict[str, Any], event: events.Step) -> None:

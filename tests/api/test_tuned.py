@@ -19,6 +19,14 @@ def test_a_life_as_openai_tells_it(room: Room) -> None:
     done = room.jobs.retrieve(job.id)
     typed(done)
     assert (done.status, done.trained_tokens, done.error) == ("succeeded", 400, None)
+    counted = room.client.files.retrieve(done.training_file).to_dict()["statistics"]["tokens"]
+    assert (counted["tokenizer"], counted["tokens"], counted["trained_tokens"], counted["longest"]) == (
+        "bytes",
+        100,
+        90,
+        9,
+    )
+    assert "tokens" not in room.client.files.retrieve(done.validation_file).to_dict()["statistics"]
     assert done.fine_tuned_model == f"ft:llama-tiny:my-suffix:{job.id.removeprefix('ftjob-')}"
     assert isinstance(done.finished_at, int) and done.finished_at >= done.created_at
     happened = list(room.jobs.list_events(job.id, limit=3))
