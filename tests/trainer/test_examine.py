@@ -1,7 +1,6 @@
 """What `python -m trainer examine` says of files, against what is counted another way."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.datasets import DATA
 from trainer.examine import Statistics, examine
 from trainer.examples import BadExample, Labelled
 from trainer.tokenizer import byte_tokenizer
 
-DATA = Path(os.environ.get("STIEFEL_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 CHAT = {"messages": [{"role": "user", "content": "Which tree?"}, {"role": "assistant", "content": "A larch."}]}
 
 

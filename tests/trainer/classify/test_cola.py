@@ -5,7 +5,6 @@ on the sentences that it was shown. `python -m benchmarks.cola` has figures of s
 """
 
 import csv
-import os
 from pathlib import Path
 
 import pytest
@@ -20,20 +19,20 @@ from transformers import (
     RobertaConfig,
 )
 
+from tests.datasets import COLA
 from tests.trainer.classify import made
 from trainer.exports.export import export
 
-DATA = Path(os.environ.get("STIEFEL_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")) / "cola-train.tsv"
 pytestmark = [
     pytest.mark.usefixtures("process_group"),
-    pytest.mark.skipif(not DATA.exists(), reason=f"there is no {DATA}"),
+    pytest.mark.skipif(not COLA.exists(), reason=f"there is no {COLA}"),
 ]
 EXAMPLES = 128
 
 
 def shown(directory: Path) -> tuple[Path, list[str], list[int]]:
     """The first so many sentences as a file of the same form, the sentences, and their labels."""
-    with DATA.open(newline="") as file:
+    with COLA.open(newline="") as file:
         rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[:EXAMPLES]
     path = directory / "cola.tsv"
     path.write_text("".join("\t".join(row) + "\n" for row in rows))

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests.datasets import COLA
 from tests.trainer.classify.made import base, sentences, spec, tokenizer, write
 from trainer import events, glue
 from trainer.classify.files import each_labelled
@@ -88,13 +88,10 @@ def test_what_is_no_file_of_the_task_or_has_no_labels_is_refused_with_its_line(t
         found(tmp_path / "test.jsonl", "cola")
 
 
-DATA = Path(os.environ.get("STIEFEL_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
-
-
-@pytest.mark.skipif(not (DATA / "cola-train.tsv").is_file(), reason="CoLA is not here")
+@pytest.mark.skipif(not COLA.exists(), reason="CoLA is not here")
 def test_cola_as_its_authors_publish_it_is_read_whole() -> None:
-    records = found(DATA / "cola-train.tsv", "cola")
-    with (DATA / "cola-train.tsv").open(newline="") as file:
+    records = found(COLA, "cola")
+    with COLA.open(newline="") as file:
         plain = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     assert len(records) == len(plain) == 8551
     assert [(text, label == "acceptable") for text, _, label in records] == [(row[3], row[1] == "1") for row in plain]

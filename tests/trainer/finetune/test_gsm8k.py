@@ -1,6 +1,5 @@
 """A real data set: GSM8K (Cobbe et al. 2021), where it is at hand. It is looked for in STIEFEL_TEST_DATA."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.datasets import GSM8K
 from tests.trainer.finetune import made
 from trainer import events
 from trainer.config import TrainingSpec
@@ -16,11 +16,10 @@ from trainer.finetune.task import ExampleTask
 from trainer.run import Run
 from trainer.rundir import RunDir
 
-DATA = Path(os.environ.get("STIEFEL_TEST_DATA", Path(__file__).parents[4] / "shared" / "data")) / "gsm8k-train.jsonl"
 STEPS = 20
 pytestmark = [
     pytest.mark.usefixtures("process_group"),
-    pytest.mark.skipif(not DATA.exists(), reason=f"there is no {DATA}"),
+    pytest.mark.skipif(not GSM8K.exists(), reason=f"there is no {GSM8K}"),
 ]
 
 
@@ -31,7 +30,7 @@ def test_the_loss_falls_on_answers_to_word_problems(tmp_path: Path) -> None:
             "model": "llama-tiny",
             "dataset": {
                 "source": "examples",
-                "files": [str(DATA)],
+                "files": [str(GSM8K)],
                 "columns": {"prompt": "question", "completion": "answer"},
                 "sequence_length": 512,
                 "truncation": "drop",
