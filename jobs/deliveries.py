@@ -227,7 +227,7 @@ def forget(database: Database) -> int:
 
 
 def _delay(tries: int) -> float:
-    return DELAYS[tries - 1] * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311  (nothing secret)
+    return DELAYS[tries - 1] * random.uniform(1 - _JITTER, 1 + _JITTER)
 
 
 def _signature(secret: str, message_id: str, at: int, body: bytes) -> str:

@@ -10,6 +10,7 @@ The examples of validation_files follow those of files. Which of the others are 
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer import events
 from trainer.config import held_out
 from trainer.datasetconfig import Examples
 from trainer.errors import DataError
@@ -107,3 +109,22 @@ def training_of(dataset: Examples, of_files: int, of_validation_files: int) -> t
     if of_validation_files:
         return range(of_files), range(of_files, of_files + of_validation_files)
     return range(of_files - held), range(of_files - held, of_files)
+
+
+def summary(dataset: Examples, directory: Path) -> events.Prepared:
+    """What is told of the files. As learnt count the tokens whose mark is not 0."""
+    meta = json.loads((directory / META).read_text())
+    found = Prepared(directory, meta)
+    training, held = training_of(dataset, meta["examples"], meta["validation"])
+    part = slice(training.start, training.stop)
+    return events.Prepared(
+        step=0,
+        examples=len(training),
+        held_out=len(held),
+        left_out=meta.get("left_out", 0),
+        truncated=meta["truncated"],
+        tokens=int(found.lengths[part].sum()),
+        trained_tokens=int(found.marked[part].sum()),
+        longest=meta["longest"],
+        median=int(np.median(found.wholes[part])),
+    )

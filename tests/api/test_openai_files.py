@@ -49,7 +49,7 @@ def test_the_life_of_a_file(served: Served) -> None:
     assert file.expires_at == file.created_at + 3600
     done = client.files.wait_for_processing(file.id, poll_interval=0.1)
     assert (done.status, done.status_details) == ("processed", None)
-    assert client.files.retrieve(file.id).model_extra["examples"] == 3  # type: ignore[index]
+    assert client.files.retrieve(file.id).to_dict()["examples"] == 3
     assert client.files.content(file.id).read() == content
     deleted = client.files.delete(file.id)
     assert (deleted.id, deleted.deleted, deleted.object) == (file.id, True, "file")

@@ -21,12 +21,10 @@ from trainer.config import TrainingSpec
 from trainer.datasetconfig import LabelledDataset
 from trainer.errors import DataError, SpecError
 from trainer.events import Event, Preparing
-from trainer.events import Prepared as PreparedEvent
 from trainer.examplefiles import Place
 from trainer.examples import Labelled
 from trainer.order import groups
-from trainer.prepared import Prepared, Writer, training_of
-from trainer.rundir import META
+from trainer.prepared import Writer, summary
 from trainer.task import Making
 
 _WHAT = "tokenising the examples"
@@ -161,18 +159,6 @@ def _check(dataset: LabelledDataset, count: dict[str, int]) -> None:
 
 
 def tell(spec: TrainingSpec, directory: Path) -> Iterator[Event]:
-    meta = json.loads((directory / META).read_text())
-    found = Prepared(directory, meta)
-    training, held_out = training_of(dataset_of(spec), meta["examples"], meta["validation"])
-    part = slice(training.start, training.stop)
-    yield PreparedEvent(
-        step=0,
-        examples=len(training),
-        held_out=len(held_out),
-        left_out=0,
-        truncated=meta["truncated"],
-        tokens=int(found.lengths[part].sum()),
-        trained_tokens=len(training),
-        longest=meta["longest"],
-        median=int(np.median(found.wholes[part])),
-    )
+    found = summary(dataset_of(spec), directory)
+    # Marks are segments here; what is learnt of an example is its label.
+    yield found.model_copy(update={"trained_tokens": found.examples})

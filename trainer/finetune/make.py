@@ -1,23 +1,18 @@
 """The files of a fine-tuning: every example tokenised once, cut to length, marked. See `trainer.prepared`."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from trainer.config import TrainingSpec
 from trainer.datasetconfig import ExamplesDataset
 from trainer.errors import DataError, SpecError
 from trainer.events import Event, Preparing
-from trainer.events import Prepared as PreparedEvent
 from trainer.examplefiles import each_example
 from trainer.examples import BadExample, Chat
 from trainer.finetune.tokens import Encoder, cut
-from trainer.prepared import Prepared, Writer, training_of
-from trainer.rundir import META
+from trainer.prepared import Writer, summary
 from trainer.task import Making
 
 _WHAT = "tokenising the examples"
@@ -95,18 +90,4 @@ def _check(dataset: ExamplesDataset, read: dict[str, int], usable: dict[str, int
 
 
 def tell(spec: TrainingSpec, directory: Path) -> Iterator[Event]:
-    meta = json.loads((directory / META).read_text())
-    found = Prepared(directory, meta)
-    training, held_out = training_of(dataset_of(spec), meta["examples"], meta["validation"])
-    part = slice(training.start, training.stop)
-    yield PreparedEvent(
-        step=0,
-        examples=len(training),
-        held_out=len(held_out),
-        left_out=meta["left_out"],
-        truncated=meta["truncated"],
-        tokens=int(found.lengths[part].sum()),
-        trained_tokens=int(found.marked[part].sum()),
-        longest=meta["longest"],
-        median=int(np.median(found.wholes[part])),
-    )
+    yield summary(dataset_of(spec), directory)
