@@ -22,38 +22,40 @@ class SaidMessage(BaseModel):
     refusal: None = None
 
 
-class ChatChoice(BaseModel):
+class Choice(BaseModel):
+    """What a choice has at both."""
+
     index: int
+    logprobs: None = None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatChoice(Choice):
     message: SaidMessage
-    logprobs: None = None
-    finish_reason: Literal["stop", "length"]
 
 
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    system_fingerprint: None = None
-
-
-class TextChoice(BaseModel):
-    index: int
+class TextChoice(Choice):
     text: str
-    logprobs: None = None
-    finish_reason: Literal["stop", "length"]
 
 
-class TextCompletion(BaseModel):
+class Completion(BaseModel):
+    """What both answer."""
+
     id: str
-    object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
-    choices: list[TextChoice]
     usage: Usage
     system_fingerprint: None = None
+
+
+class ChatCompletion(Completion):
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+
+
+class TextCompletion(Completion):
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[TextChoice]
 
 
 class Chat:
@@ -70,18 +72,12 @@ class Chat:
             "system_fingerprint": None,
         }
 
-    def whole(self, lines: Sequence[Line]) -> BaseModel:
+    def whole(self, lines: Sequence[Line]) -> Completion:
         choices = [
             ChatChoice(index=end.index, message=SaidMessage(content=text), finish_reason=end.finish_reason)
             for end, text in _choices(lines)
         ]
-        return ChatCompletion(
-            id=self.head["id"],
-            created=self.head["created"],
-            model=self.head["model"],
-            choices=choices,
-            usage=usage_of(lines),
-        )
+        return ChatCompletion(**self._said(lines), choices=choices)
 
     def first(self, index: int) -> dict[str, Any] | None:
         return {"index": index, "delta": {"role": "assistant", "content": "", "refusal": None}} | _OPEN
@@ -92,21 +88,18 @@ class Chat:
     def last(self, end: Ended) -> dict[str, Any]:
         return {"index": end.index, "delta": {}, "logprobs": None, "finish_reason": end.finish_reason}
 
+    def _said(self, lines: Sequence[Line]) -> dict[str, Any]:
+        return {key: self.head[key] for key in ("id", "created", "model")} | {"usage": usage_of(lines)}
+
 
 class Text(Chat):
     kind, prefix = "text_completion", "cmpl"
 
-    def whole(self, lines: Sequence[Line]) -> BaseModel:
+    def whole(self, lines: Sequence[Line]) -> Completion:
         choices = [
             TextChoice(index=end.index, text=text, finish_reason=end.finish_reason) for end, text in _choices(lines)
         ]
-        return TextCompletion(
-            id=self.head["id"],
-            created=self.head["created"],
-            model=self.head["model"],
-            choices=choices,
-            usage=usage_of(lines),
-        )
+        return TextCompletion(**self._said(lines), choices=choices)
 
     def first(self, index: int) -> dict[str, Any] | None:
         return None

@@ -1,11 +1,12 @@
 """The connection to SQLite or PostgreSQL, and the one clock that all processes share: the database's."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Float, create_engine, event, select
+from sqlalchemy import Engine, Float, create_engine, event, func, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import make_url
@@ -79,6 +80,12 @@ class Database:
     def insert(self, table: Any) -> Any:
         """An INSERT that has on_conflict_do_update, which both databases spell alike."""
         return postgresql_insert(table) if self.engine.dialect.name == "postgresql" else sqlite_insert(table)
+
+    def alone(self, session: Session, name: str) -> None:
+        """Until the transaction ends, others that say the same name wait here. For what no row can be held for."""
+        if self.engine.dialect.name == "postgresql":  # on SQLite one transaction writes at a time, whatever it is about
+            key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+            session.execute(select(func.pg_advisory_xact_lock(key)))
 
     def close(self) -> None:
         self.engine.dispose()

@@ -2,7 +2,7 @@
 
 Whoever takes one notes first when it is to be tried again, then sends it, then notes what came of it: who dies in
 between has sent it perhaps, and it is sent once more, under the same id. So a receiver gets each at least once, and may
-get it twice. Any number of processes may do this beside one another.
+get it twice. Any number of processes may do this beside one another; each counts by itself what it has under way.
 """
 
 import base64

@@ -118,7 +118,7 @@ def measured(database: Database, lease: Lease, storage_bytes: int) -> None:
         locked(session, lease).storage_bytes = storage_bytes
 
 
-def finish(database: Database, lease: Lease, outcome: Outcome) -> State:
+def finish(database: Database, settings: Settings, lease: Lease, outcome: Outcome) -> State:
     """running → succeeded | failed | queued | cancelled | paused; which, is decided here alone. Raises LeaseLost.
 
     Stopped without anybody's wish means that the worker is shutting down, or that the job was preempted: it goes back
@@ -141,7 +141,7 @@ def finish(database: Database, lease: Lease, outcome: Outcome) -> State:
             delay = failures.backoff(job.backoff_seconds, job.failures)
             counters.add(database, session, "attempt_failures", error["code"], 1)
         end_attempt(session, job, outcome.kind, error, outcome.exit_code, state, delay)
-        leave(database, session, job, state, delay, error)
+        leave(database, settings, session, job, state, delay, error)
     return state
 
 
@@ -164,7 +164,7 @@ def lose(database: Database, settings: Settings, session: Session, job: Job) -> 
     # In the order of `finish`: two transactions that count the same things must not wait for each other.
     counters.add(database, session, "attempt_failures", "infrastructure", 1)
     counters.add(database, session, "leases_expired", "", 1)
-    leave(database, session, job, state, delay, error)
+    leave(database, settings, session, job, state, delay, error)
     return state
 
 
@@ -181,7 +181,13 @@ def wished(job: Job, otherwise: State) -> State:
 
 
 def leave(
-    database: Database, session: Session, job: Job, state: State, delay: float, error: dict[str, Any] | None
+    database: Database,
+    settings: Settings,
+    session: Session,
+    job: Job,
+    state: State,
+    delay: float,
+    error: dict[str, Any] | None,
 ) -> None:
     """running → `state`, by whoever may decide it."""
     at = clock(session)
@@ -198,7 +204,7 @@ def leave(
         counters.add(database, session, "jobs_finished", state, 1)
         counters.observe(database, session, counters.DURATION, at - (job.started_at or at))
         results.attach(session, job)
-        webhooks.tell(session, job)
+        webhooks.tell(session, settings, job)
     add_event(session, job.id, state, job.step, {"error": error} if error else {})
     _announce_next_of_owner(session, job)
 

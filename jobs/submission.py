@@ -130,8 +130,11 @@ def _create(
         _check_base(session, inputs)
         # Of a request and its repetition one sees the other, and what is there already takes no more of a quota.
         keys.held(session, owner)
-        if tuning is not None and idempotency_key is None and (found := sent_before(session, owner, tuning)):
-            return found
+        if tuning is not None and idempotency_key is None:
+            # Without API keys there is no row of an owner to hold.
+            database.alone(session, f"repetitions of {owner} {tuning.digest}")
+            if found := sent_before(session, owner, tuning):
+                return found
         keys.check_quotas(session, owner)
         at = clock(session)
         asked = tuning.digest if tuning else digest(request) if idempotency_key is not None else None

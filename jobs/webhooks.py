@@ -14,7 +14,7 @@ from sqlalchemy import Select, delete, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from jobs.database import Database, clock
-from jobs.errors import QuotaExceeded, Refused, UnknownCursor, WebhookNotFound
+from jobs.errors import NotDelivered, QuotaExceeded, Refused, UnknownCursor, WebhookNotFound
 from jobs.outward import NotCalled, Outward
 from jobs.settings import Settings
 from jobs.store import Page
@@ -142,8 +142,13 @@ def deliveries(database: Database, webhook_id: str, of: str | None, after: str |
     return Page(found[:limit], len(found) > limit)
 
 
-def tell(session: Session, job: Job) -> None:
-    """Into the deliveries, where anybody wants to know: the job has ended, as its state says."""
+def tell(session: Session, settings: Settings, job: Job) -> None:
+    """Into the deliveries, where anybody wants to know: the job has ended, as its state says.
+
+    An installation that calls nobody writes none: whoever lets it call again must not be told of what was long ago.
+    """
+    if settings.webhooks_reach == "off":
+        return
     prefix = "job" if job.tuning is None else "fine_tuning.job"
     shown = job.id if job.tuning is None else f"ftjob-{job.id.removeprefix('job-')}"
     kind = f"{prefix}.{job.state}"
@@ -155,10 +160,14 @@ def tell(session: Session, job: Job) -> None:
     session.add_all(_delivery(webhook, job.id, body, at) for webhook in found if kind in webhook.events)
 
 
-def test(database: Database, webhook_id: str, of: str | None, kind: EventType) -> Delivery:
-    """A message that tells of no job; it is tried once. Raises WebhookNotFound."""
+def test(database: Database, settings: Settings, webhook_id: str, of: str | None, kind: EventType) -> Delivery:
+    """A message that tells of no job; it is tried once. Raises WebhookNotFound, and NotDelivered where none is sent."""
     with database.transaction() as session:
         webhook = _held(session, webhook_id, of)
+        try:
+            Outward(settings.webhooks_reach).check(webhook.url)
+        except NotCalled as error:
+            raise NotDelivered(webhook.url, str(error)) from error
         at = clock(session)
         prefix = "ftjob-" if kind.startswith("fine_tuning.") else "job-"
         delivery = _delivery(webhook, "", _body(kind, prefix + _SAMPLE, at), at)

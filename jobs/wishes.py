@@ -13,12 +13,13 @@ from jobs.database import Database, clock
 from jobs.errors import FilesInUse, JobNotFound, ModelInUse, WrongState
 from jobs.journal import add_event, announce_later
 from jobs.locks import run_lock
+from jobs.settings import Settings
 from jobs.states import TERMINAL, State
 from jobs.tables import Attempt, CheckpointRow, Evaluation, Job, JobEvent, JobFile, Outbox, Point
 from trainer.rundir import RunDir
 
 
-def cancel(database: Database, job_id: str) -> Job:
+def cancel(database: Database, settings: Settings, job_id: str) -> Job:
     """queued, paused → cancelled; running: noted, and obeyed at the next step boundary.
 
     Asked twice, or of a job that is cancelled already, it changes nothing. Raises WrongState where the job has ended
@@ -32,7 +33,7 @@ def cancel(database: Database, job_id: str) -> Job:
             add_event(session, job_id, "cancelled", None, {})
             counters.add(database, session, "jobs_finished", State.CANCELLED, 1)
             results.attach(session, job)
-            webhooks.tell(session, job)
+            webhooks.tell(session, settings, job)
         elif job.state == State.RUNNING and job.cancel_requested_at is None:
             job.cancel_requested_at = clock(session)
             add_event(session, job_id, "cancel_requested", None, {})

@@ -297,7 +297,7 @@ class _Attempt:
             # The lease is not renewed meanwhile: a store that hangs must not cost it.
             results.make_early(self.database, self.settings, self.lease.job_id, self.lease.fence, self._spare_seconds)
         try:
-            state = self._patiently(lambda: leases.finish(self.database, self.lease, outcome))
+            state = self._patiently(lambda: leases.finish(self.database, self.settings, self.lease, outcome))
         except LeaseLost as error:
             log.warning("%s; the outcome is not written", error)
             return

@@ -209,7 +209,7 @@ def get_logs(job: VisibleJob, tail: Annotated[int, Query(ge=1, le=1_000_000, des
 @router.post("/{job_id}/cancel", responses=documented(404, 409))
 def cancel_job(given: Given, job: ChangeableJob) -> JobDetail:
     """Queued or paused: at once. Running: within a step, with a checkpoint. Cancelled already: nothing changes."""
-    return _detail(given, wishes.cancel(given.database, job.id))
+    return _detail(given, wishes.cancel(given.database, given.settings, job.id))
 
 
 @router.post("/{job_id}/pause", responses=documented(404, 409))

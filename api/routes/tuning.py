@@ -162,7 +162,7 @@ def list_tuning_checkpoints(
 @router.post("/{fine_tuning_job_id}/cancel", responses=documented(404, 409))
 def cancel_tuning_job(given: Given, job: ChangeableJob) -> TuningJob:
     """Queued or paused: at once. Running: within a step, with a checkpoint."""
-    return _wished(wishes.cancel, given, job)
+    return _wished(lambda database, job_id: wishes.cancel(database, given.settings, job_id), given, job)
 
 
 @router.post("/{fine_tuning_job_id}/pause", responses=documented(404, 409))

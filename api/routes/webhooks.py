@@ -171,7 +171,8 @@ def rotate_secret(given: Given, caller: Writer, webhook_endpoint_id: str, reques
 async def test_webhook(given: Given, caller: Writer, webhook_endpoint_id: str, request: TestRequest) -> TestResult:
     """Send a sample, once, and see what is answered. A receiver that does not answer is a 409 that says why."""
     webhook = await run_in_threadpool(webhooks.get, given.database, webhook_endpoint_id, caller.sees)
-    sent = await run_in_threadpool(webhooks.test, given.database, webhook_endpoint_id, caller.sees, request.event_type)
+    asked = (given.database, given.settings, webhook_endpoint_id, caller.sees, request.event_type)
+    sent = await run_in_threadpool(webhooks.test, *asked)
     delivery = await _outcome(given, sent)
     if delivery.status is None:
         raise NotDelivered(webhook.url, delivery.answered or f"no reaper has sent it within {_TEST_SECONDS:g} s")

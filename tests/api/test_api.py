@@ -191,7 +191,7 @@ def test_cancelling_is_idempotent_and_says_when_it_is_too_late(
     done = client.post("/v1/jobs", json=job_body()).json()
     lease = leases.claim(database, settings, done["id"], "w")
     assert lease is not None
-    leases.finish(database, lease, leases.Outcome("succeeded", 0))
+    leases.finish(database, settings, lease, leases.Outcome("succeeded", 0))
     answer = client.post(f"/v1/jobs/{done['id']}/cancel")
     assert answer.status_code == 409
     assert "is succeeded" in answer.json()["error"]["message"]
@@ -224,7 +224,7 @@ def test_a_running_job_shows_progress_and_is_scraped(
     assert samples["stiefel_workers_busy", frozenset()] == 1
     assert samples["stiefel_queue_wait_seconds_count", frozenset()] == 1
     assert samples["stiefel_queue_wait_seconds_bucket", frozenset({("le", "5")})] == 1
-    leases.finish(database, lease, leases.Outcome("succeeded", 0))
+    leases.finish(database, settings, lease, leases.Outcome("succeeded", 0))
     ended = scrape(client)
     assert ended["stiefel_jobs_finished_total", frozenset({("state", "succeeded")})] == 1
     assert ended["stiefel_job_duration_seconds_bucket", frozenset({("le", "60")})] == 1

@@ -196,7 +196,7 @@ def test_a_file_that_a_job_needs_is_not_removed(client: TestClient, database: Da
     assert answer.json()["error"]["code"] == "file_needed"
     assert job_id in answer.json()["error"]["message"]
     assert answer.headers["x-should-retry"] == "false"
-    wishes.cancel(database, job_id)
+    wishes.cancel(database, settings, job_id)
     assert client.delete(f"/v1/files/{file['id']}").status_code == 200
     assert kept(settings) == []
     wishes.remove(database, job_id)

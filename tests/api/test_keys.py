@@ -228,7 +228,7 @@ def test_a_key_may_have_so_many_jobs_running_however_many_workers_ask_at_once(
     waits = next(job for job, lease in zip(jobs, won, strict=True) if lease is None)
     workers.seen(database, workers.Card("w", "host", "0", (), 4))
     assert "as many jobs running as it may" in client.get(f"/v1/jobs/{waits}").json()["scheduling"]["reason"]
-    leases.finish(database, held[0], Outcome("succeeded", 0))
+    leases.finish(database, office.settings, held[0], Outcome("succeeded", 0))
     assert leases.claim(database, office.settings, waits, "w") is not None
 
 
@@ -244,7 +244,7 @@ def test_device_hours_are_counted_and_end_a_job_with_a_checkpoint_when_used_up(
     with database.transaction() as session:  # as if the last beat had been 31 minutes ago: 2 devices, 62 minutes
         session.execute(update(Job).values(charged_until=Job.charged_until - 31 * 60))
     assert leases.beat(database, office.settings, lease).pause
-    assert leases.finish(database, lease, Outcome("stopped", 0)) == State.PAUSED
+    assert leases.finish(database, office.settings, lease, Outcome("stopped", 0)) == State.PAUSED
     with database.reading() as session:
         assert session.get_one(ApiKey, key_id).device_seconds == pytest.approx(62 * 60, abs=5)
     assert client.get(f"/v1/jobs/{job}").json()["usage"]["device_seconds"] == pytest.approx(62 * 60, abs=5)
@@ -265,7 +265,7 @@ def test_storage_is_limited_and_deleting_an_ended_job_frees_it(office: Office, d
     assert refused.status_code == 429
     assert "1,500 of 1,000" in refused.json()["error"]["message"]
     assert client.delete(f"/v1/jobs/{job}").status_code == 409  # it runs
-    leases.finish(database, lease, Outcome("succeeded", 0))
+    leases.finish(database, office.settings, lease, Outcome("succeeded", 0))
     run = office.settings.runs / job
     run.mkdir(parents=True)
     (run / "events.jsonl").write_text("x")

@@ -120,7 +120,7 @@ def _succeed(settings: Settings, database: Database, job_id: str) -> RunDir:
     rundir.log.write_text("said\n")
     told: list[events.Event] = [events.Checkpointed(step=s, path="", bytes=1, seconds=0.1) for s in (2, 4)]
     reports.record(database, taken, list(enumerate(told, 1)), len(told))
-    lease.finish(database, taken, lease.Outcome("succeeded", 0))
+    lease.finish(database, settings, taken, lease.Outcome("succeeded", 0))
     return rundir
 
 

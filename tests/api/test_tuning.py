@@ -1,7 +1,9 @@
 """/v1/fine_tuning/jobs, driven by OpenAI's client as it is: shapes, resolution, refusals, pages, repetitions."""
 
+import contextlib
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +256,28 @@ def test_the_first_of_two_requests_finds_what_the_second_has_made(room: Room) ->
         assert submission.sent_before(session, "", wanted) is row
         later = submission.Tuning({}, row.request_hash or "", row.created_at + 1, again=False)
         assert submission.sent_before(session, "", later) is None
+
+
+def test_two_repetitions_at_once_make_one_job(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is there yet when the other looks, unless they look one after the other."""
+    both, look = threading.Barrier(2), submission.sent_before
+
+    def looked(*given: Any) -> Job | None:
+        found = look(*given)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(2)
+        return found
+
+    monkeypatch.setattr("jobs.submission.sent_before", looked)
+    with served(settings) as service, ThreadPoolExecutor(2) as pool:
+        room = Room(service, database)
+        file = room.upload()
+        again = {"x-stainless-retry-count": "1"}
+        made = list(pool.map(lambda _: room.create(file=file, extra_headers=again).id, range(2)))
+        assert made[0] == made[1] and both.broken
+        assert [one.id for one in room.jobs.list()] == made[:1]
 
 
 def test_a_file_that_is_being_checked_is_waited_for(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:

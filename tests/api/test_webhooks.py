@@ -95,7 +95,7 @@ def test_what_came_of_each_message_is_shown(service: Served, settings: Settings,
     job = submit(database, settings)
     with database.transaction() as session:
         session.execute(update(Job).where(Job.id == job.id).values(owner=client.api_key.split("-")[2]))
-    wishes.cancel(database, job.id)
+    wishes.cancel(database, settings, job.id)
     page = client.get(f"/webhook_endpoints/{made.id}/deliveries", cast_to=cast(Any, object))
     [delivery] = page["data"]
     assert (delivery["event_type"], delivery["state"], delivery["tries"]) == ("fine_tuning.job.cancelled", "pending", 0)

@@ -40,7 +40,7 @@ def test_a_webhook_from_its_making_to_its_end(url: str, settings: Settings, data
     assert "its secret: whsec_" in typed(url, "create", "http://127.0.0.1:9/", "--event", "job.failed")
     shown = typed(url, "list")
     assert made["id"] in shown and made["signing_secret"] not in shown
-    wishes.cancel(database, submit(database, settings, tuned=False).id)
+    wishes.cancel(database, settings, submit(database, settings, tuned=False).id)
     [row] = rows(database)
     sent = typed(url, "deliveries", made["id"])
     assert row.id in sent and row.job_id in sent and "pending" in sent

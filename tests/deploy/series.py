@@ -70,10 +70,10 @@ def _live(database: Database, settings: Settings) -> None:
         workers.seen(database, Card(name, "host", "0", gpus, 2), Storage(100, 25))
     for reason in failures.MEANINGS:
         error = {"code": reason, "message": "why"}
-        leases.finish(database, _claimed(database, settings), Outcome("failed", 1, error))
+        leases.finish(database, settings, _claimed(database, settings), Outcome("failed", 1, error))
     lease = _claimed(database, settings)
     _report(database, lease)
-    leases.finish(database, lease, Outcome("succeeded", 0))
+    leases.finish(database, settings, lease, Outcome("succeeded", 0))
     _claimed(database, settings.model_copy(update={"lease_seconds": -1}))
     upkeep.requeue_lost(database, settings)
     _report(database, _claimed(database, settings))

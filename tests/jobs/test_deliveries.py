@@ -13,14 +13,16 @@ from openai import InvalidWebhookSignatureError
 from sqlalchemy import update
 
 from jobs import deliveries, webhooks, wishes
+from jobs import lease as leases
 from jobs.database import Database, now
 from jobs.deliveries import DELAYS, Deliverer
-from jobs.errors import Refused
+from jobs.errors import NotDelivered, Refused
+from jobs.lease import Outcome
 from jobs.outward import Outward
 from jobs.settings import Settings
 from jobs.tables import Delivery, Webhook
 from jobs.webhooks import Change
-from tests.jobs.test_webhooks import all_due, counted, hook, rows, submit, until, unwrapped
+from tests.jobs.test_webhooks import all_due, claimed, counted, hook, rows, submit, until, unwrapped
 from tests.receiver import Receiver
 
 
@@ -36,7 +38,7 @@ def test_a_receiver_that_fails_twice_gets_it_the_third_time_under_the_same_id(
 ) -> None:
     with Receiver([500, 429]) as receiver:
         webhook = hook(database, settings, receiver.url)
-        wishes.cancel(database, submit(database, settings).id)
+        wishes.cancel(database, settings, submit(database, settings).id)
         for tries, delay in ((1, DELAYS[0]), (2, DELAYS[1])):
             until(deliverer, lambda wanted=tries: counted(database).get("failed") == wanted)
             [row] = rows(database)
@@ -56,7 +58,7 @@ def test_it_is_given_up_in_the_end(database: Database, settings: Settings, deliv
     assert 86400 < sum(DELAYS) < 2 * 86400
     with Receiver([500] * 20) as receiver:
         hook(database, settings, receiver.url)
-        wishes.cancel(database, submit(database, settings).id)
+        wishes.cancel(database, settings, submit(database, settings).id)
 
         def over() -> bool:
             all_due(database)
@@ -80,11 +82,11 @@ def test_one_that_hangs_delays_neither_upkeep_nor_other_receivers(
 
     with Receiver([hang] * 10) as slow, Receiver() as quick:
         hook(database, settings, slow.url)
-        wishes.cancel(database, submit(database, settings).id)
+        wishes.cancel(database, settings, submit(database, settings).id)
         assert deliverer.start_due() == 1  # and is back
         slow.next()
         hook(database, settings, quick.url)
-        wishes.cancel(database, submit(database, settings).id)
+        wishes.cancel(database, settings, submit(database, settings).id)
         deliverer.start_due()
         quick.next()
         until(deliverer, lambda: counted(database).get("failed"))
@@ -96,7 +98,7 @@ def test_one_that_hangs_delays_neither_upkeep_nor_other_receivers(
 def test_a_redirect_is_not_followed(database: Database, settings: Settings, deliverer: Deliverer) -> None:
     with Receiver() as inside, Receiver([307], location=inside.url) as receiver:
         hook(database, settings, receiver.url)
-        wishes.cancel(database, submit(database, settings).id)
+        wishes.cancel(database, settings, submit(database, settings).id)
         until(deliverer, lambda: rows(database)[0].answered)
         assert inside.got.empty()
     [row] = rows(database)
@@ -110,15 +112,15 @@ def test_a_receiver_that_is_gone_gets_nothing_more(
     with Receiver([410]) as receiver:
         webhook = hook(database, settings, receiver.url)
         for _ in range(3):
-            wishes.cancel(database, submit(database, settings).id)
+            wishes.cancel(database, settings, submit(database, settings).id)
         until(deliverer, lambda: all(row.due_at is None for row in rows(database)))
-        wishes.cancel(database, submit(database, settings).id)
+        wishes.cancel(database, settings, submit(database, settings).id)
         assert len(rows(database)) == 3
         assert receiver.got.qsize() == 1
         assert webhooks.get(database, webhook.id, None).gone_at is not None
         # Until its owner says otherwise.
         webhooks.change(database, settings, webhook.id, None, Change(name="again"))
-        wishes.cancel(database, submit(database, settings).id)
+        wishes.cancel(database, settings, submit(database, settings).id)
         until(deliverer, lambda: any(row.delivered_at for row in rows(database)))
 
 
@@ -127,7 +129,7 @@ def test_who_is_killed_between_sending_and_noting_sends_it_again_under_the_same_
 ) -> None:
     with Receiver() as receiver:
         hook(database, settings, receiver.url)
-        wishes.cancel(database, submit(database, settings).id)
+        wishes.cancel(database, settings, submit(database, settings).id)
         killed = multiprocessing.get_context("spawn").Process(target=_send_and_die, args=(settings,))
         killed.start()
         killed.join()
@@ -153,7 +155,7 @@ def _send_and_die(settings: Settings) -> None:
 def test_a_message_is_taken_by_one_of_many(database: Database, settings: Settings) -> None:
     hook(database, settings, "http://127.0.0.1:9/")
     for _ in range(6):
-        wishes.cancel(database, submit(database, settings).id)
+        wishes.cancel(database, settings, submit(database, settings).id)
 
     def take_all(_: int) -> list[str]:
         found = []
@@ -168,7 +170,7 @@ def test_a_message_is_taken_by_one_of_many(database: Database, settings: Setting
 
 def test_who_was_too_slow_does_not_undo_what_another_has_noted(database: Database, settings: Settings) -> None:
     hook(database, settings, "http://127.0.0.1:9/")
-    wishes.cancel(database, submit(database, settings).id)
+    wishes.cancel(database, settings, submit(database, settings).id)
     slow = deliveries.take(database)
     all_due(database)
     quick = deliveries.take(database)
@@ -206,12 +208,12 @@ def test_an_old_secret_signs_for_a_while(database: Database, settings: Settings,
         webhook = hook(database, settings, receiver.url)
         new = webhooks.rotate(database, webhook.id, None, 60.0)
         assert new.secret != webhook.secret
-        wishes.cancel(database, submit(database, settings).id)
+        wishes.cancel(database, settings, submit(database, settings).id)
         until(deliverer, lambda: rows(database)[0].delivered_at)
         both = receiver.next()
         assert unwrapped(both, webhook.secret).id == unwrapped(both, new.secret).id
         newest = webhooks.rotate(database, webhook.id, None)
-        wishes.cancel(database, submit(database, settings).id)
+        wishes.cancel(database, settings, submit(database, settings).id)
         until(deliverer, lambda: all(row.delivered_at for row in rows(database)))
         got = receiver.next()
     unwrapped(got, newest.secret)
@@ -222,7 +224,7 @@ def test_an_old_secret_signs_for_a_while(database: Database, settings: Settings,
 def test_old_messages_are_forgotten_and_those_under_way_are_not(database: Database, settings: Settings) -> None:
     hook(database, settings, "http://127.0.0.1:9/")
     for _ in range(3):
-        wishes.cancel(database, submit(database, settings).id)
+        wishes.cancel(database, settings, submit(database, settings).id)
     first, second, third = (row.id for row in rows(database))
     with database.transaction() as session:
         session.execute(update(Delivery).where(Delivery.id == first).values(due_at=None, created_at=now() - 8 * 86400))
@@ -233,9 +235,16 @@ def test_old_messages_are_forgotten_and_those_under_way_are_not(database: Databa
 
 
 def test_an_installation_may_call_nobody(database: Database, settings: Settings) -> None:
-    hook(database, settings, "http://127.0.0.1:9/")
-    wishes.cancel(database, submit(database, settings).id)
+    made = hook(database, settings, "http://127.0.0.1:9/")
+    wishes.cancel(database, settings, submit(database, settings).id)
     off = settings.model_copy(update={"webhooks": "off"})
     assert Deliverer(database, off).start_due() == 0
+    before = rows(database)
+    wishes.cancel(database, off, submit(database, off).id)
+    leases.finish(database, off, claimed(database, off), Outcome("succeeded", 0))
+    with pytest.raises(NotDelivered, match="calls nobody"):
+        webhooks.test(database, off, made.id, None, "job.failed")
+    # Nor is anything kept to be sent by an installation that calls again.
+    assert [row.id for row in rows(database)] == [row.id for row in before]
     with pytest.raises(Refused, match="calls nobody"):
         hook(database, off, "https://example.org/")

@@ -73,7 +73,7 @@ def test_an_expired_file_goes_unless_a_job_needs_it(database: Database, settings
         change(database, file, expires_at=now() - 1)
     assert files.remove_due(database, settings) == 1
     assert {file.id for file in files.list_files(database).items} == {needed.id, later.id}
-    wishes.cancel(database, job_id)
+    wishes.cancel(database, settings, job_id)
     assert files.remove_due(database, settings) == 1
     assert files.get(database, later.id).expires_at == later.created_at + 3600
     assert len(on_disk(settings)) == 1

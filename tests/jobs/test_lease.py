@@ -90,7 +90,7 @@ def test_a_lease_that_ran_out_is_void_once_the_job_is_queued_again(database: Dat
     with pytest.raises(LeaseLost):
         record(database, old, [step(1, 9.0)], 100)
     with pytest.raises(LeaseLost):
-        leases.finish(database, old, Outcome("succeeded", 0))
+        leases.finish(database, settings, old, Outcome("succeeded", 0))
     assert store.points(database, job.id).items == []
     assert [a.outcome for a in store.attempts(database, job.id)] == ["lost", None]
     seen = store.get(database, job.id)
@@ -140,7 +140,7 @@ def test_a_worker_that_shuts_down_costs_no_attempt(database: Database, settings:
     job = submit(database, settings)
     for _ in range(settings.max_attempts + 2):
         lease = claim(database, settings, job)
-        assert leases.finish(database, lease, Outcome("stopped", 0)) == State.QUEUED
+        assert leases.finish(database, settings, lease, Outcome("stopped", 0)) == State.QUEUED
     assert store.get(database, job.id).failures == 0
 
 
@@ -150,23 +150,23 @@ def test_cancelling_a_running_job_is_a_wish_that_its_end_fulfils(
 ) -> None:
     job = submit(database, settings)
     lease = claim(database, settings, job)
-    assert wishes.cancel(database, job.id).state == State.RUNNING
+    assert wishes.cancel(database, settings, job.id).state == State.RUNNING
     assert leases.beat(database, settings, lease).cancel
-    assert leases.finish(database, lease, Outcome(kind, 0, None)) == State.CANCELLED
+    assert leases.finish(database, settings, lease, Outcome(kind, 0, None)) == State.CANCELLED
 
 
 def test_a_job_that_finishes_before_it_hears_of_the_wish_has_succeeded(database: Database, settings: Settings) -> None:
     job = submit(database, settings)
     lease = claim(database, settings, job)
-    wishes.cancel(database, job.id)
-    assert leases.finish(database, lease, Outcome("succeeded", 0)) == State.SUCCEEDED
+    wishes.cancel(database, settings, job.id)
+    assert leases.finish(database, settings, lease, Outcome("succeeded", 0)) == State.SUCCEEDED
 
 
 def test_pause_and_resume(database: Database, settings: Settings) -> None:
     job = submit(database, settings)
     lease = claim(database, settings, job)
     wishes.pause(database, job.id)
-    assert leases.finish(database, lease, Outcome("stopped", 0)) == State.PAUSED
+    assert leases.finish(database, settings, lease, Outcome("stopped", 0)) == State.PAUSED
     assert leases.claim(database, settings, job.id, "w") is None
     assert wishes.resume(database, job.id).state == State.QUEUED
     assert leases.claim(database, settings, job.id, "w") is not None
@@ -178,7 +178,7 @@ def test_a_wish_to_pause_outlives_an_attempt_that_ends_badly(database: Database,
     lease = claim(database, settings, job)
     wishes.pause(database, job.id)
     if end == "killed":
-        leases.finish(database, lease, Outcome("failed", -9, FAILURE))
+        leases.finish(database, settings, lease, Outcome("failed", -9, FAILURE))
     else:
         expire(database, job)
         upkeep.requeue_lost(database, settings)
@@ -190,7 +190,7 @@ def test_two_jobs_may_end_at_the_same_moment(database: Database, settings: Setti
     jobs = [submit(database, settings) for _ in range(6)]
     held = [claim(database, settings, job) for job in jobs]
     with ThreadPoolExecutor(6) as pool:
-        done = list(pool.map(lambda lease: leases.finish(database, lease, Outcome("succeeded", 0)), held))
+        done = list(pool.map(lambda lease: leases.finish(database, settings, lease, Outcome("succeeded", 0)), held))
     assert done == [State.SUCCEEDED] * 6
     finished = [c.value for c in fleet.snapshot(database, settings).counters if c.name == "jobs_finished"]
     assert finished == [6]

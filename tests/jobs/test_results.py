@@ -61,7 +61,7 @@ def text(settings: Settings, file: StoredFile) -> str:
 def finish_early(database: Database, settings: Settings, lease: Lease) -> None:
     """As a worker does."""
     results.make_early(database, settings, lease.job_id, lease.fence, 20.0)
-    leases.finish(database, lease, SUCCEEDED)
+    leases.finish(database, settings, lease, SUCCEEDED)
 
 
 def due_now(database: Database) -> None:
@@ -114,7 +114,7 @@ def test_a_job_that_has_succeeded_has_its_results_in_the_same_moment(database: D
     lease = trained(database, settings)
     results.make_early(database, settings, lease.job_id, lease.fence, 20.0)
     assert attached(database, lease.job_id) == []
-    leases.finish(database, lease, SUCCEEDED)
+    leases.finish(database, settings, lease, SUCCEEDED)
     [file] = stored(database)
     assert attached(database, lease.job_id) == [file.id]
     assert store.get(database, lease.job_id).results_due_at is None
@@ -125,11 +125,11 @@ def test_a_job_that_has_succeeded_has_its_results_in_the_same_moment(database: D
 def test_a_job_that_ended_otherwise_has_what_it_got_to(database: Database, settings: Settings, end: str) -> None:
     lease = trained(database, settings, steps=2)
     if end == "failed":
-        leases.finish(database, lease, BROKEN)
+        leases.finish(database, settings, lease, BROKEN)
     else:
         wishes.pause(database, lease.job_id)
-        leases.finish(database, lease, Outcome("stopped", 0))
-        wishes.cancel(database, lease.job_id)
+        leases.finish(database, settings, lease, Outcome("stopped", 0))
+        wishes.cancel(database, settings, lease.job_id)
     assert not results.make_due(database, settings)  # its worker makes it, others a minute later
     assert results.make_due(database, settings, lease.job_id)
     [file] = stored(database)
@@ -138,8 +138,8 @@ def test_a_job_that_ended_otherwise_has_what_it_got_to(database: Database, setti
 
 
 def test_without_a_step_or_without_the_openai_protocol_there_is_none(database: Database, settings: Settings) -> None:
-    leases.finish(database, claimed(database, settings), BROKEN)
-    wishes.cancel(database, submit(database, settings).id)
+    leases.finish(database, settings, claimed(database, settings), BROKEN)
+    wishes.cancel(database, settings, submit(database, settings).id)
     lease = trained(database, settings, tuned=False)
     finish_early(database, settings, lease)
     due_now(database)
@@ -149,7 +149,7 @@ def test_without_a_step_or_without_the_openai_protocol_there_is_none(database: D
 
 def test_of_many_who_try_at_once_one_makes_it(database: Database, settings: Settings) -> None:
     lease = trained(database, settings)
-    leases.finish(database, lease, SUCCEEDED)
+    leases.finish(database, settings, lease, SUCCEEDED)
     due_now(database)
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(lambda _: results.make_due(database, settings), range(4)))
@@ -161,7 +161,7 @@ def test_who_was_too_slow_removes_theirs(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = trained(database, settings)
-    leases.finish(database, lease, SUCCEEDED)
+    leases.finish(database, settings, lease, SUCCEEDED)
     due_now(database)
     make = results.make
 
@@ -238,7 +238,7 @@ def test_a_store_that_hangs_costs_no_lease(
     monkeypatch.setattr(filestore, "put", hang)
     monkeypatch.setattr(files, "remove", noted)
     results.make_early(database, settings, lease.job_id, lease.fence, 0.05)
-    leases.finish(database, lease, SUCCEEDED)
+    leases.finish(database, settings, lease, SUCCEEDED)
     going_on.set()
     assert removed.wait(20)
     assert stored(database) == []

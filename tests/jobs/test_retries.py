@@ -24,7 +24,7 @@ def fail(database: Database, settings: Settings, job: Job, code: str = "unknown"
     """Once more, the backoff having passed."""
     let_backoff_pass(database)
     lease = claim(database, settings, job)
-    return leases.finish(database, lease, Outcome("failed", 1, {"code": code, "message": "it broke"}))
+    return leases.finish(database, settings, lease, Outcome("failed", 1, {"code": code, "message": "it broke"}))
 
 
 def let_backoff_pass(database: Database) -> None:
@@ -77,7 +77,7 @@ def test_a_new_checkpoint_ends_the_row_of_failures(database: Database, settings:
         saved = events.Checkpointed(step=round_, path="/c", bytes=1, seconds=1.0)
         record(database, lease, [started(round_ - 1), step(round_, 1.0), saved], round_)
         outcome = Outcome("failed", 1, {"code": "killed", "message": ""})
-        assert leases.finish(database, lease, outcome) == State.QUEUED
+        assert leases.finish(database, settings, lease, outcome) == State.QUEUED
     assert store.get(database, job.id).failures == 1
 
 
@@ -90,7 +90,7 @@ def test_getting_on_again_from_an_older_checkpoint_is_progress_too(database: Dat
         saved = events.Checkpointed(step=first + 1, path="/c", bytes=1, seconds=1.0)
         record(database, lease, [started(first), saved], store.get(database, job.id).events_offset + 1)
         outcome = Outcome("failed", 1, {"code": "killed", "message": ""})
-        assert leases.finish(database, lease, outcome) == State.QUEUED
+        assert leases.finish(database, settings, lease, outcome) == State.QUEUED
     assert store.get(database, job.id).failures == 1
 
 

@@ -166,7 +166,7 @@ def test_when_a_job_of_a_full_owner_ends_one_of_each_size_is_announced(database:
     first, large, small = (submit(database, settings, devices, owner=owner) for devices in (1, 8, 1))
     lease = run_on(database, settings, first, CPU)
     upkeep.publish_due(database, settings, lambda *_: None)
-    leases.finish(database, lease, Outcome("succeeded", 0))
+    leases.finish(database, settings, lease, Outcome("succeeded", 0))
     with database.reading() as session:
         assert set(session.scalars(select(Outbox.job_id))) == {large.id, small.id}
 
@@ -197,7 +197,7 @@ def test_a_job_of_lower_priority_makes_room_and_spends_no_attempt(database: Data
     assert schedule.preempt(database, settings) == 1
     assert schedule.preempt(database, settings) == 0  # it is asked once
     assert leases.beat(database, settings, lease).preempt
-    assert leases.finish(database, lease, Outcome("stopped", 0)) == State.QUEUED
+    assert leases.finish(database, settings, lease, Outcome("stopped", 0)) == State.QUEUED
     after = store.get(database, low.id)
     assert (after.failures, after.preempt_requested_at) == (0, None)
     assert order(database)[0] == high.id
@@ -252,7 +252,7 @@ def test_draining_can_send_the_worker_s_job_elsewhere(database: Database, settin
     assert not leases.beat(database, settings, lease).stop
     workers.drain(database, CPU.name, stop_job=True)
     assert leases.beat(database, settings, lease).preempt
-    assert leases.finish(database, lease, Outcome("stopped", 0)) == State.QUEUED
+    assert leases.finish(database, settings, lease, Outcome("stopped", 0)) == State.QUEUED
 
 
 def test_workers_say_what_they_have_and_do(database: Database, settings: Settings) -> None:
@@ -270,8 +270,8 @@ def test_a_wish_beats_preemption(database: Database, settings: Settings) -> None
     lease = run_on(database, settings, job, CPU)
     submit(database, settings, priority=1)
     schedule.preempt(database, settings)
-    wishes.cancel(database, job.id)
-    assert leases.finish(database, lease, Outcome("stopped", 0)) == State.CANCELLED
+    wishes.cancel(database, settings, job.id)
+    assert leases.finish(database, settings, lease, Outcome("stopped", 0)) == State.CANCELLED
 
 
 def test_a_job_is_startable_where_an_idle_worker_could_take_it_now(database: Database, settings: Settings) -> None:

@@ -86,12 +86,17 @@ def unwrapped(got: Got, secret: str) -> Any:
 
 ENDS: dict[str, Callable[[Database, Settings, bool], Any]] = {
     "succeeded": lambda database, settings, tuned: leases.finish(
-        database, claimed(database, settings, tuned), Outcome("succeeded", 0)
+        database, settings, claimed(database, settings, tuned), Outcome("succeeded", 0)
     ),
     "failed": lambda database, settings, tuned: leases.finish(
-        database, claimed(database, settings, tuned), Outcome("failed", 1, {"code": "bad_data", "message": "none"})
+        database,
+        settings,
+        claimed(database, settings, tuned),
+        Outcome("failed", 1, {"code": "bad_data", "message": "none"}),
     ),
-    "cancelled": lambda database, settings, tuned: wishes.cancel(database, submit(database, settings, tuned).id),
+    "cancelled": lambda database, settings, tuned: wishes.cancel(
+        database, settings, submit(database, settings, tuned).id
+    ),
 }
 
 
@@ -128,16 +133,16 @@ def test_only_what_a_webhook_asks_for_and_only_of_its_owner(database: Database, 
     wanted = hook(database, settings, url, ["fine_tuning.job.cancelled"])
     hook(database, settings, url, ["fine_tuning.job.succeeded", "job.cancelled"])
     hook(database, settings, url, owner="somebody else")
-    wishes.cancel(database, submit(database, settings).id)
-    wishes.cancel(database, rows(database)[0].job_id)  # once more changes nothing
+    wishes.cancel(database, settings, submit(database, settings).id)
+    wishes.cancel(database, settings, rows(database)[0].job_id)  # once more changes nothing
     assert [row.webhook_id for row in rows(database)] == [wanted.id]
 
 
 def test_nothing_is_told_of_a_job_that_goes_on(database: Database, settings: Settings) -> None:
     hook(database, settings, "http://127.0.0.1:9/")
-    leases.finish(database, claimed(database, settings), Outcome("stopped", 0))
+    leases.finish(database, settings, claimed(database, settings), Outcome("stopped", 0))
     killed = {"code": "killed", "message": "by a signal"}
-    leases.finish(database, claimed(database, settings), Outcome("failed", -9, killed))
+    leases.finish(database, settings, claimed(database, settings), Outcome("failed", -9, killed))
     claimed(database, settings.model_copy(update={"lease_seconds": -1}))
     upkeep.requeue_lost(database, settings)
     assert rows(database) == []
@@ -156,21 +161,21 @@ def test_a_change_that_is_rolled_back_is_not_told(
 ) -> None:
     hook(database, settings, "http://127.0.0.1:9/")
     job = submit(database, settings)
-    monkeypatch.setattr(webhooks, "tell", lambda session, job, tell=webhooks.tell: (tell(session, job), 1 / 0))
+    monkeypatch.setattr(webhooks, "tell", lambda *given, tell=webhooks.tell: (tell(*given), 1 / 0))
     with pytest.raises(ZeroDivisionError):
-        wishes.cancel(database, job.id)
+        wishes.cancel(database, settings, job.id)
     assert rows(database) == []
 
 
 def test_a_webhook_that_is_removed_takes_its_messages_with_it(database: Database, settings: Settings) -> None:
     webhook = hook(database, settings, "http://127.0.0.1:9/")
-    wishes.cancel(database, submit(database, settings).id)
+    wishes.cancel(database, settings, submit(database, settings).id)
     message = deliveries.take(database)
     webhooks.remove(database, webhook.id, "")
     assert rows(database) == []
     assert message is not None
     deliveries.note(database, message, deliveries.Answer(200, "200"))  # whoever was under way finds nothing to note
-    wishes.cancel(database, submit(database, settings).id)
+    wishes.cancel(database, settings, submit(database, settings).id)
     with pytest.raises(WebhookNotFound):
         webhooks.get(database, webhook.id, "")
 
@@ -179,7 +184,7 @@ def test_jobs_end_and_webhooks_go_at_the_same_time_and_neither_fails(database: D
     jobs = [submit(database, settings).id for _ in range(12)]
     made = [hook(database, settings, "http://127.0.0.1:9/").id for _ in range(12)]
     with ThreadPoolExecutor(4) as pool:
-        ending = [pool.submit(wishes.cancel, database, job) for job in jobs]
+        ending = [pool.submit(wishes.cancel, database, settings, job) for job in jobs]
         going = [pool.submit(webhooks.remove, database, one, None) for one in made]
         assert [future.result().state for future in ending] == ["cancelled"] * 12
         assert [future.result() for future in going] == [None] * 12
