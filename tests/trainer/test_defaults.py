@@ -32,7 +32,7 @@ def resolved(task: str, method: Any, **more: Any) -> TrainingSpec:
     return TrainingSpec.model_validate(body(task, method, **more))
 
 
-def test_galore_on_cola_is_that_of_its_papers() -> None:
+def test_galore_on_cola_is_that_of_golore_s_table_4() -> None:
     spec = resolved("classify", "galore", glue="CoLA")
     assert spec.optimisation.learning_rate == 2.5e-5
     assert spec.method.model_dump(include={"rank", "alpha", "period"}) == {"rank": 4, "alpha": 4.0, "period": 500}
@@ -50,6 +50,23 @@ def test_galore_plus_on_problems_in_words_is_that_of_its_paper() -> None:
     spec = resolved("finetune", "galore_plus")
     assert spec.optimisation.learning_rate == 1e-6
     assert spec.method.model_dump(include={"rank", "alpha"}) == {"rank": 128, "alpha": 64.0}
+
+
+@pytest.mark.parametrize(
+    ("glue", "rate"),
+    [("mnli", 5e-4), ("sst2", 5e-4), ("mrpc", 4e-4), ("cola", 4e-4)]
+    + [("qnli", 4e-4), ("qqp", 5e-4), ("rte", 5e-4), ("stsb", 4e-4)],
+)
+def test_lora_on_glue_is_that_of_its_paper_s_table_9(glue: str, rate: float) -> None:
+    spec = resolved("classify", "lora", glue=glue)
+    assert spec.optimisation.learning_rate == rate
+    assert spec.method.model_dump(include={"rank", "alpha"}) == {"rank": 8, "alpha": 8.0}
+
+
+def test_dora_on_llama_is_that_of_its_paper_s_table_8() -> None:
+    spec = resolved("finetune", "dora")
+    assert spec.optimisation.learning_rate == 2e-4
+    assert spec.method.model_dump(include={"rank", "alpha"}) == {"rank": 32, "alpha": 64.0}
 
 
 @pytest.mark.parametrize("task", ["finetune", "classify"])
