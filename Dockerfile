@@ -45,7 +45,7 @@ COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip,target=/etc/pip.conf \
     touch README.md \
     && pip install setuptools \
-    && pip install --no-build-isolation '.[api,postgresql,tracing,s3,gcs]'
+    && pip install --no-build-isolation '.[api,tokenizers,postgresql,tracing,s3,gcs]'
 COPY . .
 RUN pip install --no-cache-dir --no-index --no-build-isolation --no-deps --force-reinstall . \
     && pip check \
@@ -63,9 +63,11 @@ RUN apt-get update \
     # A volume that is mounted here, while it is new, gets this owner.
     && install --directory --owner 10001 --group 10001 --mode 0750 /var/lib/stiefel
 COPY --from=api-build /opt/stiefel /opt/stiefel
-# The root file system may be read-only: what is written goes to /tmp and to STIEFEL_HOME.
+# The root file system may be read-only: what is written goes to /tmp and to STIEFEL_HOME, where a tokeniser of the hub is
+# kept too.
 ENV PATH=/opt/stiefel/bin:$PATH \
     HOME=/tmp \
+    HF_HOME=/var/lib/stiefel/huggingface \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1 \

@@ -6,6 +6,8 @@ import sys
 import uvicorn
 
 from api.main import create_app
+from jobs.errors import TokenizerUnloadable
+from jobs.examiner import check_tokenizer
 from jobs.settings import Settings
 from trainer import logs, tracing
 
@@ -24,7 +26,8 @@ def main() -> None:
     logs.configure(settings.log_format, settings.log_level)
     try:
         tracing.start("api", settings.traces)
-    except tracing.TracingError as error:
+        check_tokenizer(settings)
+    except (tracing.TracingError, TokenizerUnloadable) as error:
         sys.exit(f"api: {error}")
     # Requests are logged by the application, with their ids.
     uvicorn.run(create_app(settings), host=arguments.host, port=arguments.port, log_config=None, access_log=False)

@@ -22,7 +22,8 @@ class FileView(BaseModel):
     format: str | None = Field(description="chat, prompt, text, labelled; null until it is known")
     examples: int | None
     statistics: dict[str, Any] = Field(
-        description="characters in all and per example; messages by role; labels; tokens, once a job has counted them"
+        description="characters in all and per example; messages by role; labels; tokens, with the name of the "
+        "tokeniser that has counted them: the installation's, or that of the latest job"
     )
 
     @staticmethod

@@ -18,6 +18,7 @@ JobsError
 ├── FileNeeded         a file cannot be removed: a job that has not ended needs it
 ├── FileDamaged        a file's bytes are no longer those that were uploaded
 ├── StoreAway          the place of uploaded files cannot be read or written just now
+├── TokenizerUnloadable  the tokeniser that is to count files' tokens cannot
 ├── IdempotencyReused  the same Idempotency-Key came with another request
 ├── QuotaExceeded      the API key has used up what it may use
 ├── Forbidden          a file or place lies outside what the installation allows
@@ -127,6 +128,14 @@ class FileDamaged(JobsError):
 class StoreAway(JobsError):
     def __init__(self, operation: str, reason: str) -> None:
         super().__init__(f"the store of files cannot be {operation} at the moment: {reason}; try again")
+
+
+class TokenizerUnloadable(JobsError):
+    def __init__(self, tokenizer: str, reason: str) -> None:
+        super().__init__(
+            f"STIEFEL_FILES_TOKENIZER: {tokenizer!r} cannot count the tokens of files: {reason}. Give 'bytes', a "
+            "directory with tokenizer.json, or the name of one on the hub that this machine reaches"
+        )
 
 
 class IdempotencyReused(JobsError):

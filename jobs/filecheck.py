@@ -1,35 +1,28 @@
 """Whether uploaded files hold examples: uploaded → processed, or error with line and reason.
 
-A large file is examined by a process of its own (`python -m trainer examine`): whatever it holds, it can neither keep
-other requests waiting nor take this process's memory, nor end it. Who examines holds the file for a while
-(`checked_until`) and says so again and again; what a dead process has left is taken up by the next one.
+How one is examined: jobs/examiner.py. Who examines holds the file for a while (`checked_until`) and says so again and
+again; what a dead process has left is taken up by the next one.
 
 The API's processes do this, and remove what has expired, since they have the disk that files come in on; a reaper may
 have none.
 """
 
-import json
 import logging
-import os
-import resource
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from sqlalchemy import or_, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 
-from jobs import files, filestore
+from jobs import examiner, files, filestore
 from jobs.database import Database, now
 from jobs.errors import FileDamaged, StoreAway
 from jobs.files import Status
 from jobs.settings import Settings
 from jobs.tables import StoredFile
-from trainer.examine import examine
-from trainer.records import kind_of
 
 log = logging.getLogger("stiefel.files")
 
@@ -37,12 +30,7 @@ _HELD_SECONDS = 60.0
 # Files that nobody has begun with for so long are anybody's.
 _FORGOTTEN_SECONDS = 30.0
 _UPKEEP_SECONDS = 10.0
-# Examined at once and here: it takes less time than starting a process. Not Parquet, which may unfold to anything.
-_SMALL_BYTES = 128 * 2**10
-_MOST_SECONDS = 1800
-_MOST_MEMORY = 8 * 2**30
 _AT_A_TIME = 2
-_ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 
 
 class Stopped(Exception):
@@ -62,7 +50,7 @@ class Checker:
     def after_upload(self, stored: StoredFile) -> StoredFile:
         """Before the answer where that takes no time, else soon. Returns the file as it is now."""
         if stored.status == Status.UPLOADED:
-            if _is_small(filestore.local_path(self._settings, stored), stored):
+            if examiner.is_quick(self._settings, stored, filestore.local_path(self._settings, stored)):
                 try:
                     return check(self._database, self._settings, stored.id, self._stop) or stored
                 except (SQLAlchemyError, StoreAway) as error:
@@ -129,15 +117,20 @@ def check(database: Database, settings: Settings, file_id: str, stop: threading.
     hold = _Hold(database, stored, stop)
     try:
         path = filestore.ensure_local(settings, stored)
-        report = _report(path, stored, hold)
+        report = examiner.examined(settings, stored, path, partial(_awaited, hold=hold))
     except FileDamaged as error:
-        report = {"fine": False, "summary": str(error), "format": None, "examples": None, "statistics": {}}
+        report = examiner.refused(str(error))
     except BaseException:
         hold.release()
         raise
     finally:
         filestore.release(settings, stored)
-    return hold.finish(report)
+    try:
+        return hold.finish(report)
+    except (DataError, UnicodeError):
+        # It would be the same again.
+        log.exception("%s: the database cannot hold what was found", file_id)
+        return hold.finish(examiner.refused(examiner.UNFORESEEN))
 
 
 class _Hold:
@@ -177,41 +170,6 @@ def _hold(database: Database, file_id: str) -> StoredFile | None:
     taken = update(StoredFile).where(StoredFile.id == file_id, StoredFile.status == Status.UPLOADED, free)
     with database.transaction() as session:
         return session.scalar(taken.values(checked_until=now() + _HELD_SECONDS).returning(StoredFile))
-
-
-def _is_small(path: Path, stored: StoredFile) -> bool:
-    return stored.bytes <= _SMALL_BYTES and path.exists() and kind_of(path) != "parquet"
-
-
-def _report(path: Path, stored: StoredFile, hold: _Hold) -> dict[str, Any]:
-    if _is_small(path, stored):
-        return examine([path], columns=stored.columns).as_json()
-    # What parses a stranger's file knows no password of ours.
-    environment = {name: value for name, value in os.environ.items() if name in _ENVIRONMENT}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        _command(path, stored), stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment
-    ) as process:
-        resource.prlimit(process.pid, resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))
-        resource.prlimit(process.pid, resource.RLIMIT_CPU, (_MOST_SECONDS, _MOST_SECONDS))
-        try:
-            out, err = _awaited(process, hold)
-        except BaseException:
-            process.kill()
-            raise
-    try:
-        report: dict[str, Any] = json.loads(out)
-    except ValueError:
-        log.warning("examining %s ended with %d: %s", stored.id, process.returncode, err[-500:])
-        limits = f"{_MOST_MEMORY // 2**30} GiB of memory and {_MOST_SECONDS // 60} minutes"
-        summary = f"the file cannot be examined within {limits}; split it into smaller ones"
-        return {"fine": False, "summary": summary, "format": None, "examples": None, "statistics": {}}
-    return report
-
-
-def _command(path: Path, stored: StoredFile) -> list[str]:
-    columns = json.dumps(stored.columns)
-    return [sys.executable, "-m", "trainer", "examine", str(path), "--json", "--columns", columns]
 
 
 def _awaited(process: subprocess.Popen[bytes], hold: _Hold) -> tuple[bytes, str]:

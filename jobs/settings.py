@@ -97,6 +97,12 @@ class Settings(BaseSettings):
         description="where uploaded files are kept, for this installation alone: a URL that fsspec knows, such as "
         "s3://bucket/files; default: home, which API and workers then share",
     )
+    files_tokenizer: str = Field(
+        default="bytes",
+        min_length=1,
+        description="counts the tokens of uploaded files: bytes, a directory that the API sees, or a name of the hub "
+        "(with pip install 'stiefel[tokenizers]', but for bytes)",
+    )
     max_file_bytes: int = Field(default=512 * 2**20, ge=1, description="largest file that is uploaded")
     writable: str = Field(
         default="",

@@ -1,35 +1,28 @@
-"""How many tokens examples have, and how many of them are learnt: as training tokenises them."""
+"""How many tokens the examples of a file have, and how many of them are learnt. Imports no torch."""
 
 from array import array
+from collections.abc import Callable
 from typing import Any
 
-from trainer.datasetconfig import ExamplesDataset
 from trainer.examine import spread
-from trainer.examples import BadExample, Example, Labelled
-from trainer.finetune.tokens import Encoder
-from trainer.tokenizer import load_tokenizer
+from trainer.examples import BadExample, Example
+
+# (tokens of an example, those that are learnt; None of a label). Raises BadExample for one that cannot be counted.
+Count = Callable[[Example], tuple[int, int | None]]
 
 
 class Lengths:
-    """Of examples, as they pass by. Raises SpecError for a tokeniser that cannot be loaded, or used."""
+    """Of examples, as they pass by."""
 
-    def __init__(self, tokenizer: str, sequence_length: int | None) -> None:
-        self._tokenizer = load_tokenizer(tokenizer)
-        # Its files are of no matter here, nor its length: examples are counted whole.
-        self._encoder = Encoder(self._tokenizer, ExamplesDataset(files=("-",)))
-        self._limit, self._lengths, self._learnt = sequence_length, array("Q"), 0
+    def __init__(self, count: Count, sequence_length: int | None = None) -> None:
+        self._count, self._limit = count, sequence_length
+        self._lengths, self._learnt = array("Q"), 0
 
     def add(self, example: Example) -> None:
-        """Raises BadExample where the chat template refuses it."""
-        if isinstance(example, Labelled):
-            texts = [example.text] if example.pair is None else [example.text, example.pair]
-            self._lengths.append(len(self._tokenizer(*texts, verbose=False)["input_ids"]))
-            return
-        tokens = self._encoder.encode(example)
-        if not tokens.learns:
-            raise BadExample("no token of it is learnt")
-        self._lengths.append(len(tokens.ids))
-        self._learnt += sum(tokens.marks)
+        """Raises BadExample where the chat template refuses it, and where nothing of it is learnt."""
+        tokens, learnt = self._count(example)
+        self._lengths.append(tokens)
+        self._learnt += learnt or 0
 
     def result(self) -> dict[str, Any]:
         found: dict[str, Any] = {"tokens": sum(self._lengths), "tokens_per_example": spread(self._lengths)}
@@ -38,3 +31,33 @@ class Lengths:
         if self._limit is not None:
             found["longer_examples"] = sum(length > self._limit for length in self._lengths)
         return found
+
+
+class FileTokens:
+    """The same for a file object's `statistics.tokens`, in the words of a job's `prepared` event, which replaces it.
+
+    An example that cannot be counted is no error: another tokeniser's template may take it.
+    """
+
+    def __init__(self, tokenizer: str, count: Count) -> None:
+        self._name, self._lengths = tokenizer, Lengths(count)
+        self._refused, self._reason = 0, ""
+
+    def add(self, example: Example) -> None:
+        try:
+            self._lengths.add(example)
+        except BadExample as error:
+            self._refused += 1
+            # Of a template's own words: a database takes no NUL.
+            self._reason = self._reason or error.reason[:300].replace("\0", "\ufffd")
+
+    def result(self) -> dict[str, Any]:
+        counted = self._lengths.result()
+        found = {"tokenizer": self._name, "tokens": counted["tokens"]}
+        if "tokens_learnt" in counted:
+            found["trained_tokens"] = counted["tokens_learnt"]
+        if lengths := counted["tokens_per_example"]:
+            found |= {"shortest": lengths["min"], "median": lengths["median"], "longest": lengths["max"]}
+        if self._refused:
+            found |= {"not_counted": self._refused, "not_counted_because": self._reason}
+        return {"tokens": found}

@@ -7,9 +7,8 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFas
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from trainer import access
+from trainer.bytecount import END_OF_TEXT
 from trainer.errors import unloadable
-
-END_OF_TEXT = "<|endoftext|>"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -68,6 +68,15 @@ def test_a_file_is_as_openai_has_it_and_its_bytes_come_back(client: TestClient, 
             "characters_per_example": {"min": 19, "median": 19, "max": 19},
             "messages": 4,
             "roles": {"user": 2, "assistant": 2},
+            # User:↵Which tree?↵↵Assistant:↵A larch.□↵↵
+            "tokens": {
+                "tokenizer": "bytes",
+                "tokens": 2 * 41,
+                "trained_tokens": 2 * 9,
+                "shortest": 41,
+                "median": 41,
+                "longest": 41,
+            },
         },
     }
     assert client.get(f"/v1/files/{file['id']}").json() == file

@@ -42,6 +42,20 @@ OFFLOADED = {
     "resources": {"processes": 2},
 }
 
+# A tokeniser of three words, made and then counted with.
+COUNTS = """
+mkdir /tmp/tokenizer
+python -c '
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+words = Tokenizer(models.WordLevel({"a": 0, "larch": 1, "?": 2, "</s>": 3}, unk_token="?"))
+words.pre_tokenizer = pre_tokenizers.Whitespace()
+PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>").save_pretrained("/tmp/tokenizer")
+' >/dev/null
+echo '{"text": "a larch ?"}' > /tmp/x.jsonl
+python -m trainer examine /tmp/x.jsonl --json --count /tmp/tokenizer
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.deploy.prove_image", description=__doc__)
@@ -82,6 +96,9 @@ def check_api(image: Image, directory: Path) -> None:
     with told("api: no torch, no installer"):
         image.run(["python", "-c", "import api.main, jobs.reaper, cli.main, migrations.__main__"], volumes, 60)
         image.run(["sh", "-c", "! python -c 'import torch' && ! python -c 'import pip'"], volumes, 60)
+    with told("api: counts tokens with a tokeniser of Hugging Face's"):
+        counted = image.run(["sh", "-euc", COUNTS], volumes, 60)
+        assert json.loads(counted)["statistics"]["tokens"]["tokens"] == 4, counted  # three words, and the end
     with told("api: migrations, twice"):
         for _ in range(2):
             image.run(["python", "-m", "migrations"], volumes, 60)

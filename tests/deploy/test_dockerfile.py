@@ -130,7 +130,7 @@ def test_every_version_comes_from_the_constraints(build: Stage) -> None:
 
 def test_the_constraints_pin_whatever_the_images_install() -> None:
     extras = {extra for names in re.findall(r"'\.\[([\w,]+)\]'", TEXT) for extra in names.split(",")}
-    assert extras == {"api", "trainer", "serve", "postgresql", "tracing", "s3", "gcs"}
+    assert extras == {"api", "tokenizers", "trainer", "serve", "postgresql", "tracing", "s3", "gcs"}
     optional = PROJECT["project"]["optional-dependencies"]
     waiting = [Requirement(text) for text in PROJECT["project"]["dependencies"] + PROJECT["build-system"]["requires"]]
     waiting += [Requirement(text) for extra in extras for text in optional[extra]]

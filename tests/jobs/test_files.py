@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from jobs import filecheck, files, filestore, keys, lease, submission, wishes
+from jobs import examiner, filecheck, files, filestore, keys, lease, submission, wishes
 from jobs.database import Database, now
 from jobs.errors import FileDamaged, FileNeeded, FileUnknown, QuotaExceeded, StoreAway
 from jobs.filecheck import Checker, check
@@ -199,7 +199,7 @@ def test_who_has_lost_a_file_says_nothing_of_it(
         change(database, file, checked_until=now() + 100)
         return {"fine": True, "summary": "", "format": "chat", "examples": 1, "statistics": {}}
 
-    monkeypatch.setattr(filecheck, "_report", taken)
+    monkeypatch.setattr(examiner, "examined", taken)
     assert check(database, settings, file.id, RUNNING) is None
     assert files.get(database, file.id).status == Status.UPLOADED
 
@@ -219,8 +219,8 @@ def test_a_file_whose_examiner_died_is_taken_up(
 def test_an_examination_ends_with_its_process_and_leaves_the_file_to_others(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filecheck, "_SMALL_BYTES", 0)
-    monkeypatch.setattr(filecheck, "_command", lambda *_: ["/bin/sleep", "100"])
+    monkeypatch.setattr(examiner, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(examiner, "_command", lambda *_: ["/bin/sleep", "100"])
     file, stop = stored(database, settings), threading.Event()
     stop.set()
     with pytest.raises(filecheck.Stopped):
@@ -233,8 +233,8 @@ def test_an_examination_ends_with_its_process_and_leaves_the_file_to_others(
 def test_a_file_that_kills_its_examiner_is_in_error(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
-    monkeypatch.setattr(filecheck, "_SMALL_BYTES", 0)
-    monkeypatch.setattr(filecheck, "_command", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr(examiner, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(examiner, "_command", lambda *_: [sys.executable, "-c", code])
     checked = check(database, settings, stored(database, settings).id, RUNNING)
     assert checked is not None
     assert (checked.status, "split it into smaller ones" in (checked.status_details or "")) == (Status.ERROR, True)
@@ -245,10 +245,10 @@ def test_an_examiner_knows_no_secret_of_ours(
 ) -> None:
     monkeypatch.setenv("STIEFEL_DATABASE_URL", "postgresql://u:hush@h/d")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
-    monkeypatch.setattr(filecheck, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(examiner, "_SMALL_BYTES", 0)
     report = "dict(fine=False, summary=str(os.environ), format=None, examples=0, statistics={})"
     code = f"import os, json; print(json.dumps({report}))"
-    monkeypatch.setattr(filecheck, "_command", lambda *_: [sys.executable, "-c", code])
+    monkeypatch.setattr(examiner, "_command", lambda *_: [sys.executable, "-c", code])
     checked = check(database, settings, stored(database, settings).id, RUNNING)
     assert checked is not None
     assert "PATH" in (checked.status_details or "")

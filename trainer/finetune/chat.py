@@ -7,7 +7,6 @@ reasoning, mostly): then the answer goes from its header to the special token th
 comes before an answer stays as it was, nobody can tell, and the example is refused.
 """
 
-import json
 import re
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from trainer.errors import SpecError
 from trainer.examples import BadExample, Chat
+from trainer.finetune.messages import as_templates_expect
 from trainer.tokenizer import ends_of_text
 
 # For a tokeniser that has none: each message below its role; the end-of-text token after what the assistant says.
@@ -77,7 +77,10 @@ def render_with_answers(
 def _prepared(
     tokenizer: PreTrainedTokenizerBase, template: str | dict[str, str], chat: Chat
 ) -> tuple[list[dict[str, Any]], "_Renderer"]:
-    messages, tools = [_for_template(message) for message in chat.messages], list(chat.tools) if chat.tools else None
+    messages, tools = (
+        [as_templates_expect(message) for message in chat.messages],
+        list(chat.tools) if chat.tools else None,
+    )
     return messages, _Renderer(tokenizer, template, tools)
 
 
@@ -181,21 +184,3 @@ def check_template(tokenizer: PreTrainedTokenizerBase, template: str | dict[str,
             render_jinja_template(conversations=[], chat_template=text)
         except TemplateError as error:
             raise SpecError(f"dataset.chat_template: is no template that can be read: {error}") from error
-
-
-def _for_template(message: dict[str, Any]) -> dict[str, Any]:
-    """As templates expect it: OpenAI has the arguments of a call as a string of JSON, they as an object."""
-    kept = {name: value for name, value in message.items() if name != "weight"}
-    if isinstance(calls := kept.get("tool_calls"), list):
-        kept["tool_calls"] = [_call(call) for call in calls]
-    return kept
-
-
-def _call(call: Any) -> Any:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
-    try:
-        return call | {"function": function | {"arguments": json.loads(function["arguments"])}}
-    except ValueError:
-        return call
