@@ -6,6 +6,7 @@ FastAPI's own forms would write the whole body to /tmp first, behind the body's 
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import unquote
@@ -24,6 +25,9 @@ _MOST_FIELD_BYTES = 16 * 2**10
 # What a form has besides its file.
 _MOST_AROUND = 64 * 2**10
 _SILENT_SECONDS = 60.0
+# An upload that brings less than this, on average over the seconds that it is waited for, is ended.
+_LEAST_RATE = 8 * 2**10  # bytes a second
+_RATED_SECONDS = 60.0
 
 
 class BadUpload(Exception):
@@ -32,6 +36,16 @@ class BadUpload(Exception):
     def __init__(self, message: str, param: str | None = None, status: int = 400, code: str = "invalid_value") -> None:
         self.param, self.status, self.code = param, status, code
         super().__init__(message)
+
+
+class TooSlow(BadUpload):
+    def __init__(self, came: int, seconds: float) -> None:
+        super().__init__(
+            f"only {came:,} bytes came in {seconds:.0f} s, and less than {_LEAST_RATE:,} bytes a second is not waited "
+            "for; send the file again, by a faster connection",
+            status=408,
+            code="timeout",
+        )
 
 
 class TooLarge(BadUpload):
@@ -162,14 +176,10 @@ def announced(request: Request) -> int | None:
 
 
 async def _pieces(request: Request, most: int) -> AsyncIterator[bytes]:
-    """The body, in pieces that are worth a thread's while. Raises ClientDisconnect, and BadUpload for a silent one."""
-    stream, gathered, size, more = request.stream(), bytearray(), 0, True
+    """The body, in pieces that are worth a thread's while. Raises what `_chunks` raises, and TooLarge."""
+    chunks, gathered, size, more = _chunks(request), bytearray(), 0, True
     while more:
-        try:
-            chunk = await asyncio.wait_for(anext(stream, b""), _SILENT_SECONDS)
-        except TimeoutError as error:
-            message = f"nothing came for {_SILENT_SECONDS:g} s; send the file again"
-            raise BadUpload(message, status=408, code="timeout") from error
+        chunk = await anext(chunks, b"")
         more = bool(chunk)
         gathered += chunk
         size += len(chunk)
@@ -178,6 +188,29 @@ async def _pieces(request: Request, most: int) -> AsyncIterator[bytes]:
         if gathered and (len(gathered) >= PIECE or not more):
             yield bytes(gathered)
             gathered.clear()
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes. Raises ClientDisconnect, TooSlow, and BadUpload for a silent one.
+
+    Only the time in which it is waited for counts: a client need not answer for what takes long on this side.
+    """
+    stream, waited, came = request.stream(), 0.0, 0
+    while True:
+        began = time.monotonic()
+        try:
+            chunk = await asyncio.wait_for(anext(stream, b""), _SILENT_SECONDS)
+        except TimeoutError as error:
+            message = f"nothing came for {_SILENT_SECONDS:g} s; send the file again"
+            raise BadUpload(message, status=408, code="timeout") from error
+        if not chunk:
+            return
+        waited, came = waited + time.monotonic() - began, came + len(chunk)
+        if waited >= _RATED_SECONDS:
+            if came < waited * _LEAST_RATE:
+                raise TooSlow(came, waited)
+            waited, came = 0.0, 0
+        yield chunk
 
 
 def _boundary(request: Request) -> bytes:
