@@ -18,9 +18,9 @@ from enum import StrEnum
 from sqlalchemy import ColumnElement, delete, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from jobs import filestore, keys
+from jobs import filestore, keys, places
 from jobs.database import Database, clock, now
-from jobs.errors import FileNeeded, FileUnknown, StoreAway, UnknownCursor
+from jobs.errors import FileNeeded, FileUnknown, StoreAway
 from jobs.filestore import Incoming
 from jobs.settings import Settings
 from jobs.states import TERMINAL
@@ -143,11 +143,7 @@ def list_files(
         query = query.where(StoredFile.purpose == purpose)
     with database.reading() as session:
         if after is not None:
-            try:
-                last = _get(session, after, of)
-            except FileUnknown as error:
-                raise UnknownCursor(after, "file") from error
-            behind = (last.created_at, last.id)
+            behind = places.behind(session, StoredFile, after, of, "file")
             query = query.where(place > behind if ascending else place < behind)
         found = session.scalars(query).all()
     return Page(found[:limit], len(found) > limit)
@@ -226,5 +222,6 @@ def _mark_deleted(database: Database, file_id: str) -> None:
 def _erase(database: Database, settings: Settings, stored: StoredFile) -> None:
     filestore.remove(settings, stored)
     with database.transaction() as session:
+        places.leave(database, session, stored)
         session.execute(delete(JobFile).where(JobFile.file_id == stored.id))  # of jobs that have ended
         session.execute(delete(StoredFile).where(StoredFile.id == stored.id, StoredFile.status == Status.DELETED))

@@ -5,11 +5,12 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from jobs.database import clock
-from jobs.tables import JobEvent, Outbox
+from jobs.tables import Job, JobEvent, Outbox
 
 
-def add_event(session: Session, job_id: str, kind: str, step: int | None, data: dict[str, Any]) -> None:
-    session.add(JobEvent(job_id=job_id, at=clock(session), type=kind, step=step, data=data))
+def add_event(session: Session, job: Job, kind: str, step: int | None, data: dict[str, Any]) -> None:
+    """Of a job as it stands: it holds the newest step that is stored."""
+    session.add(JobEvent(job_id=job.id, at=clock(session), reached=job.step, type=kind, step=step, data=data))
 
 
 def announce_later(session: Session, job_id: str, delay: float) -> None:

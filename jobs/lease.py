@@ -83,7 +83,7 @@ def claim(
         job.started_at = job.started_at or at
         counters.observe(database, session, counters.QUEUE_WAIT, at - job.queued_at)
         session.add(Attempt(job_id=job_id, fence=job.fence, worker=worker, started_at=at))
-        add_event(session, job_id, "claimed", None, {"worker": worker, "attempt": job.fence})
+        add_event(session, job, "claimed", None, {"worker": worker, "attempt": job.fence})
         if announced not in (None, job_id):
             assert announced is not None
             if session.scalar(select(Job.state).where(Job.id == announced)) == State.QUEUED:
@@ -108,7 +108,7 @@ def beat(database: Database, settings: Settings, lease: Lease) -> Wishes:
         if key is not None and keys.device_hours_used_up(key) and job.pause_requested_at is None:
             job.pause_requested_at = at
             limit = key.max_device_hours
-            add_event(session, job.id, "pause_requested", None, {"reason": f"all {limit:g} device hours are used up"})
+            add_event(session, job, "pause_requested", None, {"reason": f"all {limit:g} device hours are used up"})
         return _wishes(job)
 
 
@@ -205,7 +205,7 @@ def leave(
         counters.observe(database, session, counters.DURATION, at - (job.started_at or at))
         results.attach(session, job)
         webhooks.tell(session, settings, job)
-    add_event(session, job.id, state, job.step, {"error": error} if error else {})
+    add_event(session, job, state, job.step, {"error": error} if error else {})
     _announce_next_of_owner(session, job)
 
 

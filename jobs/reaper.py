@@ -10,7 +10,7 @@ import threading
 
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from jobs import deliveries, schedule, upkeep, workers
+from jobs import deliveries, places, schedule, upkeep, workers
 from jobs.database import Database
 from jobs.deliveries import Deliverer
 from jobs.exporter import Exporter
@@ -47,6 +47,7 @@ def _round(database: Database, settings: Settings, doorbell: Doorbell, deliverer
             doorbell.forget(queue, keep)
         upkeep.publish_due(database, settings, doorbell.ring)
         workers.forget(database)
+        places.forget(database)
     except OperationalError as error:
         log.warning("the database cannot be asked: %s", error.orig)
     except BROKER_ERRORS as error:

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
 from jobs.database import Database
 from jobs.journal import add_event
 from jobs.lease import Lease, locked
-from jobs.tables import CheckpointRow, Evaluation, Job, Point, StoredFile
+from jobs.tables import CheckpointRow, Evaluation, Job, JobEvent, Point, StoredFile
 from trainer import events
 
 
@@ -47,6 +47,8 @@ def _apply(database: Database, session: Session, job: Job, event: events.Event, 
             # Whatever an earlier attempt did behind the checkpoint that this one starts from never happened.
             for table in (Point, Evaluation, CheckpointRow):
                 session.execute(delete(table).where(table.job_id == job.id, table.step > event.step))
+            undone = update(JobEvent).where(JobEvent.job_id == job.id, JobEvent.reached > event.step)
+            session.execute(undone.values(reached=event.step))
             job.step = event.step
             # Progress is what gets beyond here, also where an earlier attempt had got further.
             job.failed_step = min(job.failed_step, event.step)
@@ -78,7 +80,7 @@ def _apply(database: Database, session: Session, job: Job, event: events.Event, 
             figures["preparing"] = event.what
     # Steps are points; news of how far a preparation has got is of no use afterwards.
     if not isinstance(event, events.Step) and values.get("done") is None:
-        add_event(session, job.id, event.type, event.step, {k: v for k, v in values.items() if k not in ("at", "step")})
+        add_event(session, job, event.type, event.step, {k: v for k, v in values.items() if k not in ("at", "step")})
 
 
 def _tell_file(session: Session, job: Job, values: dict[str, Any]) -> None:

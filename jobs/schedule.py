@@ -7,7 +7,7 @@ not keep out the one of another; then the one that has been queued longest.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Select, false, func, or_, select
+from sqlalchemy import ColumnElement, Select, false, func, or_, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
 from jobs import keys, workers
@@ -53,8 +53,7 @@ def waiting(database: Database, settings: Settings, job: Job) -> Waiting | None:
             return Waiting(False, "its API key has as many jobs running as it may, or no device hours left")
         if all(worker.drain_requested_at is not None for worker in fitting):
             return Waiting(False, "every worker that fits is drained")
-        ahead = session.scalars(_in_order().with_only_columns(Job.id)).all()
-    before = ahead.index(job.id) if job.id in ahead else 0
+        before = _before(session, job)
     return Waiting(False, f"{before} {'job is' if before == 1 else 'jobs are'} before it in the queue")
 
 
@@ -110,6 +109,17 @@ def preempt(database: Database, settings: Settings) -> int:
     return asked
 
 
+def _before(session: Session, job: Job) -> int:
+    """How many claimable jobs `_in_order` has before this one."""
+    running = select(Job.owner, func.count().label("jobs")).where(Job.state == State.RUNNING).group_by(Job.owner)
+    of_owner = running.subquery()
+    theirs, mine = func.coalesce(of_owner.c.jobs, 0), keys.count_jobs(session, job.owner, State.RUNNING)
+    place = (-job.priority, mine, job.queued_at, job.id)
+    earlier = _claimable().outerjoin(of_owner, of_owner.c.owner == Job.owner)
+    earlier = earlier.where(tuple_(-Job.priority, theirs, Job.queued_at, Job.id) < place)
+    return session.scalar(earlier.with_only_columns(func.count())) or 0
+
+
 def _in_order() -> Select[Job]:
     """The claimable jobs."""
     running = aliased(Job)
@@ -119,8 +129,11 @@ def _in_order() -> Select[Job]:
         .correlate(Job)
         .scalar_subquery()
     )
-    claimable = select(Job).where(Job.state == State.QUEUED, Job.not_before <= now())
-    return claimable.order_by(Job.priority.desc(), of_owner, Job.queued_at, Job.id)
+    return _claimable().order_by(Job.priority.desc(), of_owner, Job.queued_at, Job.id)
+
+
+def _claimable() -> Select[Job]:
+    return select(Job).where(Job.state == State.QUEUED, Job.not_before <= now())
 
 
 def _no_worker(job: Job, there: Sequence[Worker]) -> str:

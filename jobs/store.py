@@ -7,8 +7,9 @@ from typing import Generic, TypeVar
 from sqlalchemy import ColumnElement, func, select, tuple_
 from sqlalchemy.orm import Session
 
+from jobs import places
 from jobs.database import Database
-from jobs.errors import JobNotFound, UnknownCursor
+from jobs.errors import JobNotFound
 from jobs.states import State
 from jobs.tables import Attempt, CheckpointRow, Evaluation, Job, JobEvent, Point
 
@@ -69,10 +70,8 @@ def list_jobs(
     query = query.where(*where)
     with database.reading() as session:
         if after is not None:
-            last = session.get(Job, after)
-            if last is None or of not in (None, last.owner):
-                raise UnknownCursor(after)
-            query = query.where(tuple_(Job.created_at, Job.id) < (last.created_at, last.id))
+            place = places.behind(session, Job, after, of, "job")
+            query = query.where(tuple_(Job.created_at, Job.id) < place)
         jobs = session.scalars(query).all()
     return Page(jobs[:limit], len(jobs) > limit)
 

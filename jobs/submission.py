@@ -178,7 +178,7 @@ def _create(
         except FileUnknown as error:
             raise Refused("dataset.files", f"{error}: it has been deleted meanwhile", "invalid_file") from error
         announce_later(session, job_id, 0.0)
-        add_event(session, job_id, "queued", None, {})
+        add_event(session, job, "queued", None, {})
     return job
 
 

@@ -25,6 +25,8 @@ class Job(Base):
     __table_args__ = (
         Index(None, "state", "method"),
         Index(None, "created_at", "id"),
+        Index(None, "owner", "created_at", "id"),
+        Index(None, "state", "created_at", "id"),
         Index(None, "owner", "state"),
         Index(None, "base_run"),
         UniqueConstraint("owner", "idempotency_key"),
@@ -156,6 +158,17 @@ class Delivery(Base):
     delivered_at: Mapped[float | None]
 
 
+class Removed(Base):
+    """Where something stood in lists that is gone, for a while: who pages through them goes on from there."""
+
+    __tablename__ = "removed"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(40))
+    created_at: Mapped[float]
+    removed_at: Mapped[float] = mapped_column(index=True)
+
+
 class Attempt(Base):
     """One run of a job by one worker, numbered by its fence."""
 
@@ -191,11 +204,12 @@ class JobEvent(Base):
     """What happened to a job, apart from its steps."""
 
     __tablename__ = "events"
-    __table_args__ = (Index(None, "job_id", "id"),)
+    __table_args__ = (Index(None, "job_id", "id"), Index(None, "job_id", "reached", "id"))
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     at: Mapped[float]
+    reached: Mapped[int] = mapped_column(server_default="0")  # the newest step before it, of those that still count
     type: Mapped[str] = mapped_column(String(24))
     step: Mapped[int | None]
     data: Mapped[dict[str, Any]]

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import Select, delete, func, select, tuple_
 from sqlalchemy.orm import Session
 
+from jobs import places
 from jobs.database import Database, clock
 from jobs.errors import NotDelivered, QuotaExceeded, Refused, UnknownCursor, WebhookNotFound
 from jobs.outward import NotCalled, Outward
@@ -98,7 +99,7 @@ def rotate(database: Database, webhook_id: str, of: str | None, keep_seconds: fl
 def remove(database: Database, webhook_id: str, of: str | None) -> None:
     """A webhook → ∅, with what has not been delivered yet. Raises WebhookNotFound."""
     with database.transaction() as session:
-        _held(session, webhook_id, of)
+        places.leave(database, session, _held(session, webhook_id, of))
         session.execute(delete(Delivery).where(Delivery.webhook_id == webhook_id))
         session.execute(delete(Webhook).where(Webhook.id == webhook_id))
 
@@ -119,10 +120,8 @@ def list_webhooks(database: Database, of: str | None, after: str | None, limit: 
         query = query.where(Webhook.owner == of)
     with database.reading() as session:
         if after is not None:
-            last = session.get(Webhook, after)
-            if last is None or of not in (None, last.owner):
-                raise UnknownCursor(after, "webhook")
-            query = query.where(tuple_(Webhook.created_at, Webhook.id) < (last.created_at, last.id))
+            place = places.behind(session, Webhook, after, of, "webhook")
+            query = query.where(tuple_(Webhook.created_at, Webhook.id) < place)
         found = session.scalars(query).all()
     return Page(found[:limit], len(found) > limit)
 

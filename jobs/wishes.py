@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from jobs import counters, keys, results, webhooks
+from jobs import counters, keys, places, results, webhooks
 from jobs.database import Database, clock
 from jobs.errors import FilesInUse, JobNotFound, ModelInUse, WrongState
 from jobs.journal import add_event, announce_later
@@ -30,13 +30,13 @@ def cancel(database: Database, settings: Settings, job_id: str) -> Job:
         if job.state in (State.QUEUED, State.PAUSED):
             job.cancel_requested_at = job.finished_at = clock(session)
             job.state = State.CANCELLED
-            add_event(session, job_id, "cancelled", None, {})
+            add_event(session, job, "cancelled", None, {})
             counters.add(database, session, "jobs_finished", State.CANCELLED, 1)
             results.attach(session, job)
             webhooks.tell(session, settings, job)
         elif job.state == State.RUNNING and job.cancel_requested_at is None:
             job.cancel_requested_at = clock(session)
-            add_event(session, job_id, "cancel_requested", None, {})
+            add_event(session, job, "cancel_requested", None, {})
         elif job.state in TERMINAL and job.state != State.CANCELLED:
             raise WrongState(job_id, job.state, "cancelled", "queued, running or paused")
     return job
@@ -50,10 +50,10 @@ def pause(database: Database, job_id: str) -> Job:
             raise WrongState(job_id, job.state, "paused", "queued or running")
         if job.state == State.QUEUED:
             job.state = State.PAUSED
-            add_event(session, job_id, "paused", None, {})
+            add_event(session, job, "paused", None, {})
         elif job.state == State.RUNNING and job.pause_requested_at is None:
             job.pause_requested_at = clock(session)
-            add_event(session, job_id, "pause_requested", None, {})
+            add_event(session, job, "pause_requested", None, {})
     return job
 
 
@@ -71,7 +71,7 @@ def resume(database: Database, job_id: str) -> Job:
             keys.check_resources(session, job.owner)
             job.state, job.queued_at, job.not_before = State.QUEUED, clock(session), 0.0
             announce_later(session, job_id, 0.0)
-            add_event(session, job_id, "queued", None, {})
+            add_event(session, job, "queued", None, {})
     return job
 
 
@@ -93,6 +93,7 @@ def remove(database: Database, job_id: str) -> None:
         _take_model(database, job_id)
         _remove(Path(job.run_directory))
     with database.transaction() as session:
+        places.leave(database, session, job)
         for table in (Attempt, Outbox, JobEvent, Point, Evaluation, CheckpointRow, JobFile):
             session.execute(delete(table).where(table.job_id == job_id))
         session.execute(delete(Job).where(Job.id == job_id))

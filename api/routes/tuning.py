@@ -26,6 +26,7 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], response
 
 Item = TypeVar("Item", TuningJob, TuningEvent, TuningCheckpoint)
 _JOB_ID = re.compile(r"ft(job-[0-9a-f]{20})")
+_CHECKPOINT_ID = re.compile(r"ftckpt-([0-9a-f]{20})-([0-9]{1,18})")
 _EVENT_ID = re.compile(r"ftevent-(step-)?([0-9]{1,18})")
 _BODY = {"requestBody": {"content": {"application/json": {"schema": TuningBody.model_json_schema()}}}}
 
@@ -152,10 +153,11 @@ def list_tuning_checkpoints(
         if step in rows
     ]
     if after is not None:
-        ids = [checkpoint.id for checkpoint in found]
-        if after not in ids:
+        match = _CHECKPOINT_ID.fullmatch(after)
+        if match is None or match[1] != job.id.removeprefix("job-"):
             raise UnknownCursor(after, "checkpoint")
-        found = found[ids.index(after) + 1 :]
+        # It may have made room for a newer one since.
+        found = [checkpoint for checkpoint in found if checkpoint.step_number < int(match[2])]
     return _page(found[:limit], len(found) > limit)
 
 

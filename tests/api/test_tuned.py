@@ -41,13 +41,16 @@ def test_a_life_as_openai_tells_it(room: Room) -> None:
     assert [(data["step"], data["total_steps"], data["train_loss"]) for data in steps] == [
         (step, done.progress["steps"], 1.5) for step in (4, 3, 2, 1)
     ]
-    for unknown in ("ftevent-999999999", "ftevent-step-5", "event"):
+    for unknown in ("ftevent-999999999", "event"):
         with pytest.raises(openai.BadRequestError):
             room.jobs.list_events(job.id, after=unknown)
     checkpoints = list(room.jobs.checkpoints.list(job.id, limit=1))
     for checkpoint in checkpoints:
         typed(checkpoint)
     assert [checkpoint.step_number for checkpoint in checkpoints] == [4, 2]
+    # One that has made room for a newer one since.
+    gone = checkpoints[0].id.removesuffix("-4") + "-3"
+    assert [one.step_number for one in room.jobs.checkpoints.list(job.id, after=gone)] == [2]
     assert checkpoints[1].metrics.to_dict() == {
         "step": 2,
         "train_loss": 1.5,
@@ -67,7 +70,7 @@ def test_a_failed_job_says_why(room: Room) -> None:
     taken = lease.claim(room.database, room.settings, job.id.removeprefix("ft"), "w:0")
     assert taken is not None
     error = {"code": "bad_data", "message": "dataset.files: no example is left"}
-    lease.finish(room.database, taken, lease.Outcome("failed", 65, error))
+    lease.finish(room.database, room.settings, taken, lease.Outcome("failed", 65, error))
     failed = room.jobs.retrieve(job.id)
     typed(failed)
     assert failed.status == "failed" and failed.fine_tuned_model is None
@@ -105,4 +108,4 @@ def run(room: Room, job_id: str) -> None:
         events.Finished(step=4, seconds=1.0),
     ]
     reports.record(room.database, taken, list(enumerate(told, 1)), len(told))
-    lease.finish(room.database, taken, lease.Outcome("succeeded", 0))
+    lease.finish(room.database, room.settings, taken, lease.Outcome("succeeded", 0))

@@ -106,6 +106,29 @@ def test_every_step_down_and_up_keeps_the_rows(database: Database, settings: Set
     assert set(inspect(engine).get_table_names()) == {"alembic_version"}
 
 
+def test_events_of_before_are_placed_among_their_steps_by_their_times(
+    database: Database, settings: Settings, engine: Engine
+) -> None:
+    url = database.engine.url.render_as_string(hide_password=False)
+    job = submission.create(database, settings, JobRequest.model_validate(job_body()))
+    lease = leases.claim(database, settings, job.id, "w")
+    assert lease is not None
+    told = [step(number, 1.0).model_copy(update={"at": at}) for number, at in ((1, 10.0), (2, 30.0), (4, 20.0))]
+    record(database, lease, [started(0), *told], 10)
+    times = {"queued": 1.0, "claimed": 15.0, "started": 12.0}
+    with engine.begin() as connection:
+        for kind, at in times.items():
+            connection.execute(text("UPDATE events SET at = :at WHERE type = :type"), {"at": at, "type": kind})
+        late = "INSERT INTO events (job_id, at, type, data) VALUES (:job, 35, 'late', '{}')"
+        connection.execute(text(late), {"job": job.id})
+    command.downgrade(configuration(url), "0005")
+    command.upgrade(configuration(url), "0006")
+    with engine.connect() as connection:
+        found = dict(connection.execute(text("SELECT type, reached FROM events")).all())
+    # The clock went back between claimed and started, and between steps 2 and 4; the order of storing did not.
+    assert found == {"queued": 0, "claimed": 1, "started": 1, "late": 4}
+
+
 def rows(engine: Engine) -> dict[str, int]:
     """How many rows each table has, of the tables that there are."""
     there = set(inspect(engine).get_table_names()) & set(Base.metadata.tables)
