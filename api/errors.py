@@ -18,6 +18,7 @@ from api.generator import (
     GenerationRefused,
     GeneratorAway,
     GeneratorBusy,
+    GeneratorTaken,
     NoGenerator,
 )
 from api.limits import TooManyRequests
@@ -131,6 +132,10 @@ def install(app: FastAPI) -> None:
                 return answer(400, str(error), "invalid_request_error", error.param, error.code)
             case GeneratorBusy():
                 response = answer(503, str(error), "server_error", code="generator_busy")
+                response.headers["retry-after"] = error.retry_after
+            case GeneratorTaken():
+                response = answer(429, str(error), "rate_limit_error", code="rate_limit_exceeded")
+                del response.headers["x-should-retry"]
                 response.headers["retry-after"] = error.retry_after
             case GeneratorAway():
                 response = answer(503, str(error), "server_error", code="unavailable")

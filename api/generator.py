@@ -9,10 +9,11 @@ import httpx
 from pydantic import ValidationError
 
 from jobs.settings import Settings
-from trainer.generation.protocol import LINES, Began, Failed, Line, Refused, Task
+from trainer.generation.protocol import LINES, Began, Failed, Late, Line, Refused, Task
 
 # A model of some gigabytes is exported and loaded before the first line, and others may have their turn before.
 _SECONDS = 1800.0
+_TRY_AGAIN = "5"
 _HOW = (
     "start one with `python -m trainer serve`, and name it in STIEFEL_GENERATOR_URL (`stiefel up` does). To serve a "
     "model for good, write it with `python -m trainer export` and give it to an inference server such as vLLM"
@@ -24,7 +25,8 @@ class GenerationError(Exception):
 
     ├── NoGenerator        this installation has none
     ├── GeneratorAway      it cannot be reached, or has ended
-    ├── GeneratorBusy      too many wait already
+    ├── GeneratorBusy      too many wait already, or the turn did not come in time
+    ├── GeneratorTaken     too many of the caller's own wait already
     ├── GenerationRefused  what is asked for cannot be done
     └── GenerationFailed   it went wrong
     """
@@ -46,8 +48,19 @@ class GeneratorBusy(GenerationError):
     def __init__(self, retry_after: str) -> None:
         self.retry_after = retry_after
         super().__init__(
-            "the generator answers one request at a time, and as many wait as may; try again, or serve an export with "
-            "an inference server"
+            "the generator answers one request at a time, and others are before this one; try again, or serve an "
+            "export with an inference server"
+        )
+
+
+class GeneratorTaken(GenerationError):
+    """`retry_after`: seconds, as the header has it."""
+
+    def __init__(self, retry_after: str) -> None:
+        self.retry_after = retry_after
+        super().__init__(
+            "the generator answers one request at a time, and as many of this API key's wait as may; try again when "
+            "one has been answered, or serve an export with an inference server"
         )
 
 
@@ -82,8 +95,10 @@ class Generator:
             raise GeneratorAway(f"{type(error).__name__} at {self._url}") from error
         answering = Answering(response)
         try:
+            if response.status_code == 429:
+                raise GeneratorTaken(response.headers.get("retry-after", _TRY_AGAIN))
             if response.status_code == 503:
-                raise GeneratorBusy(response.headers.get("retry-after", "5"))
+                raise GeneratorBusy(response.headers.get("retry-after", _TRY_AGAIN))
             if response.status_code != 200:
                 await response.aread()
                 raise GenerationFailed(f"the generator answers {response.status_code}: {response.text[:500]}")
@@ -133,6 +148,8 @@ class Answering:
                 line = LINES.validate_json(text)
                 if isinstance(line, Refused):
                     raise GenerationRefused(line)
+                if isinstance(line, Late):
+                    raise GeneratorBusy(_TRY_AGAIN)
                 if isinstance(line, Failed):
                     raise GenerationFailed(f"the model could not answer: {line.message}")
                 yield line

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter
 from cli.broker import BrokerConfig, find_server
 from jobs.settings import Settings
 from trainer import logs
+from trainer.exporting import EXPORTS_BYTES
 from trainer.process import free_port
 
 log = logging.getLogger("stiefel.stack")
@@ -158,7 +159,8 @@ class Stack:
         code = TypeAdapter(bool).validate_python(self._settings.get("STIEFEL_TRUST_REMOTE_CODE", "0"))
         told = {name: value for name, value in os.environ.items() if not _OF_THE_SERVICE.fullmatch(name)}
         told |= {"STIEFEL_GENERATOR_SECRET": secret, "STIEFEL_TRUST_REMOTE_CODE": str(int(code))}
-        told |= {name: self._settings[name] for name in (logs.FORM, logs.LEVEL) if name in self._settings}
+        known = (logs.FORM, logs.LEVEL, EXPORTS_BYTES)
+        told |= {name: self._settings[name] for name in known if name in self._settings}
         # Not on a GPU, which trainings want whole.
         command = [sys.executable, "-m", "trainer", "serve", "--port", str(port), "--device", "cpu"]
         self.children["generator"] = Child("generator", command, self.home / "logs" / "generator.log", told)

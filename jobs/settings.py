@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.outward import Reach
+from trainer.exporting import MOST_BYTES
 from trainer.logs import Form, Level
 from trainer.modelconfig import DirectoryModel, ModelSpec
 
@@ -87,6 +88,12 @@ class Settings(BaseSettings):
     requests_per_minute: int = Field(default=600, ge=1, description="of one API key, to one API process")
     failed_keys_per_minute: int = Field(default=30, ge=1, description="wrong API keys of one address, likewise")
     max_body_bytes: int = Field(default=2**20, ge=1024, description="largest body of a request")
+    exports_bytes: int = Field(
+        default=MOST_BYTES,
+        ge=0,
+        description="of the models of jobs that were made for further fine-tuning and for trying them out, beside all "
+        "runs; those not used for longest are removed, and made again when they are asked for",
+    )
     readable: str = Field(
         default="",
         description="directories, separated by ':', that jobs may name files, models and tokenisers in; *: any; "
@@ -153,6 +160,10 @@ class Settings(BaseSettings):
     )
     generator_secret: str = Field(
         default="", repr=False, description="what the generator asks the API for: 16 characters or more, on both sides"
+    )
+
+    generator_seconds: float = Field(
+        default=120, gt=0, description="that a request waits for the generator at most, and that it speaks at most"
     )
 
     @model_validator(mode="after")

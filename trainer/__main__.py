@@ -17,6 +17,7 @@ from trainer.config import TrainingSpec, problems
 from trainer.console import Console
 from trainer.errors import RolledBackError, SpecError, TrainerError, classify
 from trainer.events import Event, EventLog, Failed
+from trainer.exporting import EXPORTS_BYTES, MOST_BYTES
 from trainer.hosts import torchrun_needed
 from trainer.launch import run_ranks
 from trainer.methodconfig import METHOD_CONFIGS
@@ -124,11 +125,16 @@ def serve(arguments: argparse.Namespace) -> int:
     logs.configure_trainer()
     _end_with_parent()
     try:
+        from trainer.generation.server import Patience
         from trainer.generation.server import serve as answer
     except ModuleNotFoundError as error:
         raise SpecError(f"serve: {error.name} is not installed; pip install 'stiefel[serve]' brings it") from error
 
-    answer(arguments.host, arguments.port, arguments.device, arguments.waiting, arguments.idle_seconds)
+    from trainer.generation.speaker import Speaker
+
+    speaker = Speaker(arguments.device, arguments.exports_bytes)
+    patience = Patience(arguments.waiting, arguments.per_owner, arguments.idle_seconds)
+    answer(arguments.host, arguments.port, speaker, patience)
     return 0
 
 
@@ -221,7 +227,21 @@ def _parser() -> argparse.ArgumentParser:
         "--waiting", type=int, default=8, help="requests that may wait, besides the one that is answered. Default: 8"
     )
     command.add_argument(
+        "--per-owner",
+        type=int,
+        default=3,
+        help="requests of one API key that may wait, the one that is answered included. Default: 3",
+    )
+    command.add_argument(
         "--idle-seconds", type=float, default=600, help="after which an unused model is forgotten. Default: 600"
+    )
+    command.add_argument(
+        "--exports-bytes",
+        type=int,
+        metavar="BYTES",
+        default=os.environ.get(EXPORTS_BYTES, MOST_BYTES),
+        help="of the models of jobs that were made beside all runs; those not used for longest are removed. Default: "
+        f"{EXPORTS_BYTES}, which workers obey too, or {MOST_BYTES}",
     )
     command.set_defaults(command=serve)
 

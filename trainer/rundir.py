@@ -11,7 +11,11 @@ RUNDIR/
   tokenizer/                  the tokeniser, as a Hugging Face directory
   checkpoints/step-00000200/  complete once COMPLETE is in it
   exports/step-00000200/      a checkpoint's model as a Hugging Face directory, whole once it is there
-  exports/lock                held by who makes one
+  exports/step-00000200.used  made by the service, last asked for at this file's time; locked while it is in use
+  exports/lock                held by who makes or removes one
+  base/                       configuration and code of the model that it started from, where that is an export of
+                              another run, which need not last
+  held.json                   steps of checkpoints that are kept whatever `checkpoints` says: others start from them
 """
 
 import os
@@ -41,6 +45,8 @@ class RunDir:
         self.tokenizer = self.root / "tokenizer"
         self.checkpoints = self.root / "checkpoints"
         self.exports = self.root / "exports"
+        self.base = self.root / "base"
+        self.held = self.root / "held.json"
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / step_directory(step)

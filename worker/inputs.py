@@ -1,14 +1,13 @@
 """What a job starts from, there before its trainer is: files fetched, the model of an earlier job exported.
 
-A model is made once, under a lock, into the run directory of the job that has trained it, where it appears whole.
+A model is made once, under a lock, into the run directory of the job that has trained it, where it appears whole and
+stays while it is in use (`trainer.exporting`). What its own exports need of it a job keeps: ancestors may be deleted.
 """
 
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-from sqlalchemy import update
 
 from jobs import filestore, inputs
 from jobs.database import Database
@@ -18,7 +17,7 @@ from jobs.lease import Outcome
 from jobs.settings import Settings
 from jobs.tables import Job, StoredFile
 from trainer.errors import CheckpointError
-from trainer.exporting import ExportFailed, exported
+from trainer.exporting import Export, ExportFailed, exported, keep_configuration
 from trainer.rundir import RunDir
 
 
@@ -54,16 +53,28 @@ def needs(database: Database, job: Job) -> Needs:
     )
 
 
-def measured(database: Database, job_id: str, storage_bytes: int) -> None:
-    """So large is the run directory of the job whose model was made there; it may have ended long ago."""
-    with database.transaction() as session:
-        session.execute(update(Job).where(Job.id == job_id).values(storage_bytes=storage_bytes))
+@dataclass(frozen=True)
+class Made:
+    """`granted`: paths that the trainer may read besides. To be closed when the attempt has ended: then the model that
+    it started from may be removed."""
+
+    granted: tuple[str, ...]
+    base: Export | None = None
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Which the trainer has too, should it outlive us."""
+        return (self.base.used.fileno(),) if self.base is not None and self.base.used is not None else ()
+
+    def close(self) -> None:
+        if self.base is not None:
+            self.base.close()
 
 
 def make(
     settings: Settings, rundir: RunDir, needed: Needs, environment: Mapping[str, str], cancelled: threading.Event
-) -> tuple[str, ...] | None:
-    """The paths that the job's trainer may read besides; None if it was `cancelled` before all were there.
+) -> Made | None:
+    """None if it was `cancelled` before all were there.
 
     What an exporter says goes to the log in `rundir`. Raises Unmade.
     """
@@ -77,23 +88,28 @@ def make(
             raise Unmade("bad_data", f"dataset.files: {error}") from error
         except StoreAway as error:
             raise Unmade("infrastructure", f"dataset.files: {file.id} cannot be fetched: {error}") from error
-    if needed.base is not None:
-        path = _exported(*needed.base, rundir, environment, cancelled)
-        if path is None:
-            return None
-        granted.append(path)
-    return tuple(granted)
+    if needed.base is None:
+        return Made(tuple(granted))
+    base = _exported(settings, *needed.base, rundir, environment, cancelled)
+    if base is None:
+        return None
+    keep_configuration(base.path, rundir)
+    return Made((*granted, str(base.path)), base)
 
 
 def _exported(
-    base: RunDir, step: int, rundir: RunDir, environment: Mapping[str, str], cancelled: threading.Event
-) -> str | None:
+    settings: Settings,
+    base: RunDir,
+    step: int,
+    rundir: RunDir,
+    environment: Mapping[str, str],
+    cancelled: threading.Event,
+) -> Export | None:
     try:
         with rundir.log.open("a+b") as log:
-            path = exported(base, step, cancelled, log, environment)
+            return exported(base, step, cancelled, settings.exports_bytes, log, environment)
     except CheckpointError as error:
         raise Unmade("bad_checkpoint", f"model: {error}") from error
     except ExportFailed as error:
         kind = "killed" if error.code < 0 else class_of(error.name)
         raise Unmade(kind, f"model: {error}", exit_code=error.code, log_tail=error.tail) from error
-    return None if path is None else str(path)

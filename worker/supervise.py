@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
@@ -33,7 +32,7 @@ from trainer import logs, tracing
 from trainer.events import Event, read_from
 from trainer.rundir import RunDir
 from worker import inputs, orphans
-from worker.inputs import Unmade
+from worker.inputs import Made, Unmade
 from worker.kernel import out_of_memory_kills
 from worker.launch import Trainer, environment_of, prepare, start
 from worker.outcome import outcome_of
@@ -167,16 +166,21 @@ class _Attempt:
         rundir = prepare(self.job)
         rundir.vouch_until(self.lease_ends)
         try:
-            granted = self._make_inputs(rundir)
+            made = self._make_inputs(rundir)
         except Unmade as error:
             return error.outcome
-        if granted is None:
+        if made is None:
             return Outcome("stopped")
+        with contextlib.closing(made):
+            return self._train_with(rundir, made)
+
+    def _train_with(self, rundir: RunDir, made: Made) -> Outcome:
         self.began = rundir.events.stat().st_size if rundir.events.exists() else 0
         self.offset = self._patiently(lambda: reports.events_offset(self.database, self.lease, self.began))
         kernel_kills = out_of_memory_kills()
         orphans.adopt()
-        trainer = start(rundir, self.settings, self.card, self.job, self.lease.fence, self.descriptors, granted)
+        descriptors = [*self.descriptors, *made.descriptors]
+        trainer = start(rundir, self.settings, self.card, self.job, self.lease.fence, descriptors, made.granted)
         log.info("attempt %d begins, trainer %d", self.lease.fence, trainer.pid)
         # A thread knows nothing of the ids around it.
         watching = contextvars.copy_context()
@@ -198,8 +202,8 @@ class _Attempt:
         kernel_kills = out_of_memory_kills() - kernel_kills
         return outcome_of(rundir, trainer.kill(), self.found, killed, kernel_kills)
 
-    def _make_inputs(self, rundir: RunDir) -> tuple[str, ...] | None:
-        """The paths that the trainer may read besides; None if it is to stop before all are there.
+    def _make_inputs(self, rundir: RunDir) -> Made | None:
+        """None if it is to stop before all are there.
 
         Raises LeaseLost and Unmade. It may take as long as a large model does, so the lease is renewed meanwhile.
         """
@@ -220,14 +224,9 @@ class _Attempt:
                         log.warning("the database is away while the inputs are made: %s", error.orig)
                     if self._should_stop():
                         cancelled.set()
-                found = made.result()
+                return made.result()
             finally:
                 cancelled.set()
-        if found is not None and needed.base is not None and (base := self.job.base_run) is not None:
-            # What was made lies there, and belongs to that job's owner.
-            size = _size(needed.base[0].root)
-            self._patiently(lambda: inputs.measured(self.database, base, size))
-        return found
 
     def _accompany(self, rundir: RunDir, trainer: Trainer) -> bool:
         """Until the trainer ends. True if it had to be killed because it did not stop when asked to."""
@@ -280,7 +279,7 @@ class _Attempt:
 
     def _measure(self, rundir: RunDir) -> None:
         self.next_measurement = time.monotonic() + _SECONDS_BETWEEN_MEASUREMENTS
-        leases.measured(self.database, self.lease, _size(rundir.root))
+        leases.measured(self.database, self.lease, _size(rundir))
 
     def _kill_without_lease(self, trainer: Trainer) -> None:
         """The deadline holds even while this worker waits for an answer of the database."""
@@ -332,10 +331,12 @@ def _ask_to_stop(rundir: RunDir, trainer: Trainer) -> None:
         trainer.ask_to_end()
 
 
-def _size(directory: Path) -> int:
-    """Bytes of all files below; what disappears meanwhile has none."""
+def _size(rundir: RunDir) -> int:
+    """Bytes of all files but exports, a cache that has its own limit; what disappears meanwhile has none."""
     total = 0
-    for root, _, names in os.walk(directory):
+    for root, directories, names in os.walk(rundir.root):
+        if root == str(rundir.root) and rundir.exports.name in directories:
+            directories.remove(rundir.exports.name)
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 total += os.lstat(os.path.join(root, name)).st_size  # noqa: PTH118  (a string is what walk gives)

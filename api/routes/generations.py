@@ -46,6 +46,8 @@ async def chat(given: Given, caller: Writer, asked: ChatRequest, http: Request) 
         messages=tuple(message.plain() for message in asked.messages),
         choices=asked.choices,
         sampling=asked.sampling(asked.max_completion_tokens or asked.max_tokens),
+        owner=caller.owner,
+        seconds=given.settings.generator_seconds,
     )
     return await _answer(given, task, asked, Chat(asked.model), http)
 
@@ -55,7 +57,14 @@ async def complete(given: Given, caller: Writer, asked: CompletionRequest, http:
     """Text behind a prompt. As /v1/chat/completions, for models without a chat template above all."""
     place = await run_in_threadpool(place_of, given.database, given.settings, caller, asked.model)
     sampling = asked.sampling(asked.max_tokens or DEFAULT_COMPLETION_TOKENS)
-    task = Task(model=place, prompts=asked.prompts, choices=asked.choices, sampling=sampling)
+    task = Task(
+        model=place,
+        prompts=asked.prompts,
+        choices=asked.choices,
+        sampling=sampling,
+        owner=caller.owner,
+        seconds=given.settings.generator_seconds,
+    )
     return await _answer(given, task, asked, Text(asked.model), http)
 
 

@@ -1,6 +1,7 @@
 """LoRA and DoRA exported for peft, and loaded by it: the run's own logits."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.trainer.finished import finished, logits_of
 from tests.trainer.test_models import qwen_with_biases, tied_grouped_llama
 from trainer.errors import SpecError
+from trainer.exporting import keep_configuration
 from trainer.exports.export import export
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -56,6 +58,26 @@ def test_of_a_run_from_random_values_it_brings_its_base(tmp_path: Path, name: st
     base = AutoModelForCausalLM.from_pretrained(out / "base")
     assert (logits_of(base, run) - expected).abs().max() > 0.01
     assert (logits_of(AutoPeftModelForCausalLM.from_pretrained(out), run) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("make", [tied_grouped_llama, qwen_with_biases])
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_of_a_run_from_an_export_that_is_gone_it_brings_its_base(tmp_path: Path, name: str, make: Any) -> None:
+    torch.manual_seed(0)
+    make().save_pretrained(tmp_path / "model")
+    changes = {"model": {"path": str(tmp_path / "model")}, "tokenizer": "bytes"}
+    run, rundir, _ = finished(tmp_path, method={"name": name, "rank": 4, "alpha": 6.0}, **changes)
+    keep_configuration(tmp_path / "model", rundir)
+    shutil.rmtree(tmp_path / "model")
+    for form in ("merged", "peft"):
+        export(rundir, tmp_path / form, form=form)
+    expected = logits_of(run.model, run)
+    assert config_of(tmp_path / "peft")["base_model_name_or_path"] == str(tmp_path / "peft" / "base")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert (logits_of(merged, run) - expected).abs().max() < 1e-5
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "peft" / "base")
+    assert (logits_of(base, run) - expected).abs().max() > 0.1
+    assert (logits_of(PeftModel.from_pretrained(base, tmp_path / "peft"), run) - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", ["full", "lowrank", "sltrain"])

@@ -1,6 +1,7 @@
 """What a model says here is what transformers' own `generate` says; what is shown of it is whole, and ends in time."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,22 @@ def test_nothing_is_generated_for_a_client_that_has_gone(loaded: Loaded) -> None
 
     _, tokens = generate(loaded, list(PROMPT.encode()), Sampling(temperature=0, max_tokens=200), give, gone)
     assert tokens == len(pieces) == 1
+
+
+def test_a_text_that_takes_too_long_ends_there(loaded: Loaded) -> None:
+    pieces: list[str] = []
+
+    def give(text: str) -> None:
+        pieces.append(text)
+        time.sleep(0.05)
+
+    def ask(until: float) -> tuple[str, int]:
+        sampling = Sampling(temperature=0, max_tokens=200)
+        return generate(loaded, list(PROMPT.encode()), sampling, give, threading.Event(), until=until)
+
+    reason, tokens = ask(time.monotonic() + 0.2)
+    assert reason == "length" and 0 < tokens < 20 and len(pieces) == tokens
+    assert ask(time.monotonic()) == ("length", 0)
 
 
 def test_penalties_are_openais() -> None:

@@ -20,6 +20,7 @@ from jobs.tables import Job
 from jobs.workers import Card
 from migrations.__main__ import upgrade
 from tests.conftest import job_body
+from trainer.exporting import tidy
 from trainer.rundir import RunDir
 from worker import inputs as made
 from worker.supervise import run_next
@@ -83,9 +84,10 @@ def test_a_model_is_made_once_and_trained_on(place: Place, tmp_path: Path) -> No
         place.submit({"path": path})
     before = first.storage_bytes
     second = place.run(second)
-    assert store.get(place.database, first.id).storage_bytes > before
+    assert store.get(place.database, first.id).storage_bytes == before
     assert second.state == State.SUCCEEDED, second.error
-    assert sorted(entry.name for entry in rundir.exports.iterdir()) == ["lock", "step-00000004"]
+    names = ["lock", "step-00000004", "step-00000004.used"]
+    assert sorted(entry.name for entry in rundir.exports.iterdir()) == names
     by_hand = tmp_path / "by-hand"
     subprocess.run([sys.executable, "-m", "trainer", "export", first.run_directory, by_hand], check=True)
     weights = "model.safetensors"
@@ -94,12 +96,25 @@ def test_a_model_is_made_once_and_trained_on(place: Place, tmp_path: Path) -> No
     # Once more: it is there, and nobody makes it again.
     before = (rundir.export(4) / weights).stat().st_mtime_ns
     needed = made.needs(place.database, second)
-    assert made.make(place.settings, rundir, needed, {}, threading.Event()) == (path,)
+    again = made.make(place.settings, RunDir(second.run_directory), needed, {}, threading.Event())
+    assert again is not None and again.granted == (path,)
     assert (rundir.export(4) / weights).stat().st_mtime_ns == before
+    # While an attempt is under way it stays, and afterwards it is the cache's.
+    tidy(place.settings.runs, 0)
+    assert rundir.export(4).is_dir()
+    again.close()
+    tidy(place.settings.runs, 0)
+    assert not rundir.export(4).exists()
     wishes.remove_model(place.database, first)
     assert not rundir.exports.exists() and not rundir.checkpoints.exists() and rundir.log.exists()
     with pytest.raises(ModelNotFound, match="deleted"):
         models.find(place.database, place.settings, EVERYBODY, name)
+    # What was trained from it needs it no longer.
+    wishes.remove(place.database, first.id)
+    assert not rundir.root.exists()
+    export = [sys.executable, "-m", "trainer", "export", second.run_directory, tmp_path / "child"]
+    subprocess.run(export, check=True)
+    assert (tmp_path / "child" / weights).read_bytes() != (by_hand / weights).read_bytes()
 
 
 def test_a_base_that_is_gone_or_being_made_elsewhere_is_told(place: Place) -> None:

@@ -8,7 +8,8 @@ head and biases) has to be somewhere:
   the targets as its `bias: lora_only`. A bf16 run has trained beside a base in bf16: load it as such.
 - A run that started from random values has a base that nobody else has. It is written to OUT/base, the frozen W of the
   targets and all else as trained; the adapter is nothing but the factors. peft finds the base by its full path, so
-  whoever moves OUT names the base anew.
+  whoever moves OUT names the base anew. So it is with a run that started from another run's export, which need not
+  last.
 
 The adapter is one file, as peft wants it: unlike the merged model it is in memory whole.
 """
@@ -60,7 +61,7 @@ def write_adapter(trained: Trained, destination: Destination) -> None:
         "bias": "none",
         "modules_to_save": None,
     }
-    if starts_from_weights(trained.spec.model):
+    if starts_from_weights(trained.spec.model) and not trained.from_export:
         config |= _place_of_base(trained) | _modules_to_save(trained)
         tensors |= _trained_whole(trained)
     else:

@@ -15,6 +15,7 @@ from trainer.errors import CheckpointError
 from trainer.lowrank.adapted import Adapted
 from trainer.methods import make_method
 from trainer.model import structure
+from trainer.modelconfig import DirectoryModel
 from trainer.presets import ALL_LINEAR
 from trainer.rundir import RunDir
 from trainer.tokenizer import load_tokenizer
@@ -22,6 +23,7 @@ from trainer.tokenizer import load_tokenizer
 
 class Trained:
     """`model` is what was trained, its parameters on the meta device; `layers` are those that a method has put there.
+    `from_export`: the run started from an export of another's, which need not be there any more.
 
     `plain` are the tensors of the model without them, by name and in its order, on the meta device: what stands for all
     values of a Hugging Face directory. A tensor of several names has its first; `aliases` has the others, by name.
@@ -29,6 +31,10 @@ class Trained:
 
     def __init__(self, spec: TrainingSpec, rundir: RunDir, checkpoint: Checkpoint) -> None:
         spec = completed(spec, rundir)
+        # The export that it started from may be gone.
+        self.from_export = rundir.base.is_dir()
+        if self.from_export:
+            spec = spec.model_copy(update={"model": DirectoryModel(path=str(rundir.base))})
         self.spec, self.step = spec, checkpoint.step
         self.tokenizer = load_tokenizer(str(rundir.tokenizer))
         self.model, _ = structure(spec, self.tokenizer, values=False)

@@ -1,6 +1,8 @@
 """One choice, token by token, by transformers' own `generate`: its cache, its samplers, its end."""
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -24,14 +26,18 @@ def generate(
     give: Callable[[str], None],
     gone: threading.Event,
     continues: bool = True,
+    until: float = math.inf,
 ) -> tuple[Finish, int]:
     """Call `give` with each piece of text as it comes; (why it ended, tokens that were generated).
 
-    Ends at the next token once `gone` is set. `continues`: the text is the prompt's own continuation, so that a space
-    between the two belongs to it; an answer to messages begins anew.
+    Ends at the next token once `gone` is set, or the monotonic clock is at `until`, which is an end by length.
+    `continues`: the text is the prompt's own continuation, so that a space between the two belongs to it; an answer to
+    messages begins anew.
     """
     spoken = Spoken(_decoder(loaded), sampling.stop, prompt[-_BEFORE:] if continues else [])
-    speaking = _Speaking(loaded, len(prompt), spoken, give, gone)
+    if time.monotonic() >= until:
+        return "length", 0
+    speaking = _Speaking(loaded, len(prompt), spoken, give, lambda: gone.is_set() or time.monotonic() >= until)
     generator = loaded.device if loaded.device.type == "cuda" else None
     with torch.random.fork_rng(devices=[generator] if generator else []), torch.inference_mode():
         if sampling.seed is not None:
@@ -55,9 +61,9 @@ class _Speaking(StoppingCriteria):
     """Hears of each token, says what can be shown of it, and whether it was the last."""
 
     def __init__(
-        self, loaded: Loaded, prompt: int, spoken: Spoken, give: Callable[[str], None], gone: threading.Event
+        self, loaded: Loaded, prompt: int, spoken: Spoken, give: Callable[[str], None], stopped: Callable[[], bool]
     ) -> None:
-        self._ends, self._prompt, self._spoken, self._give, self._gone = loaded.ends, prompt, spoken, give, gone
+        self._ends, self._prompt, self._spoken, self._give, self._stopped = loaded.ends, prompt, spoken, give, stopped
         self.tokens = 0
         self.ended = False
 
@@ -69,7 +75,7 @@ class _Speaking(StoppingCriteria):
             piece = self._spoken.add(token)
             if piece:
                 self._give(piece)
-        done = self.ended or self._spoken.stopped or self._gone.is_set()
+        done = self.ended or self._spoken.stopped or self._stopped()
         return torch.full((1,), done, dtype=torch.bool, device=input_ids.device)
 
 

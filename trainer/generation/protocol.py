@@ -7,10 +7,12 @@ these, as they come:
     piece       more text of a choice
     ended       a choice is whole
     refused     in place of `began`: this cannot be done, and `param` says what to change
+    late        in place of `began`: its turn did not come within the task's seconds
     failed      something went wrong on the way; nothing follows
 
-A client that goes away ends its task. 503, with Retry-After, is the answer where too many wait already; 401 that to a
-wrong secret. GET /healthz says whether the process is alive, and what it holds.
+A client that goes away ends its task. 503, with Retry-After, is the answer where too many wait already, 429 where too
+many of the task's owner do; 401 that to a wrong secret. GET /healthz says whether the process is alive, and what it
+holds.
 """
 
 from typing import Annotated, Any, Literal
@@ -68,6 +70,8 @@ class Task(_Said):
     prompts: tuple[str | tuple[int, ...], ...] = ()
     choices: int = Field(default=1, ge=1, le=MOST_CHOICES, description="of each prompt")
     sampling: Sampling = Sampling()
+    owner: str = Field(default="", description="whose it is: of one owner few may wait; empty: nobody's")
+    seconds: float = Field(default=120, gt=0, description="that it waits at most, and that it speaks at most")
 
 
 class Began(_Said):
@@ -95,10 +99,14 @@ class Refused(_Said):
     code: str = "invalid_value"
 
 
+class Late(_Said):
+    type: Literal["late"] = "late"
+
+
 class Failed(_Said):
     type: Literal["failed"] = "failed"
     message: str
 
 
-Line = Annotated[Began | Piece | Ended | Refused | Failed, Field(discriminator="type")]
+Line = Annotated[Began | Piece | Ended | Refused | Late | Failed, Field(discriminator="type")]
 LINES: TypeAdapter[Line] = TypeAdapter(Line)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from trainer import errors
-from trainer.exporting import ExportFailed, exported
+from trainer.exporting import MOST_BYTES, Export, ExportFailed, exported
 from trainer.generation.protocol import Began, Checkpoint, Directory, Ended, Failed, Hub, Line, Piece, Refused, Task
 from trainer.generation.turns import Turn
 from trainer.rundir import RunDir
@@ -22,10 +22,11 @@ log = logging.getLogger("stiefel.generator")
 
 
 class Speaker:
-    def __init__(self, device: Literal["any", "gpu", "cpu"]) -> None:
-        self._device = device
+    def __init__(self, device: Literal["any", "gpu", "cpu"], exports_bytes: int = MOST_BYTES) -> None:
+        self._device, self._exports_bytes = device, exports_bytes
         self._place: Directory | Hub | None = None
         self._loaded: Loaded | None = None
+        self._export: Export | None = None  # that it was loaded from
         self._used = time.monotonic()
 
     @property
@@ -61,6 +62,9 @@ class Speaker:
     def forget(self) -> None:
         self._place = self._loaded = None
         gc.collect()
+        if self._export is not None:
+            self._export.close()
+            self._export = None
         import torch
 
         if torch.cuda.is_available():
@@ -70,13 +74,13 @@ class Speaker:
         from trainer.generation.generate import generate
         from trainer.generation.loaded import prompts_of
 
-        place = _place_of(task, turn)
-        if place is None:
+        loaded = self._model(task, turn)
+        if loaded is None:
             log.info("the client has gone while its model was exported")
             return
-        loaded = self._at(place)
         prompts = prompts_of(task, loaded)
         say(Began(prompt_tokens=sum(map(len, prompts))))
+        until = time.monotonic() + task.seconds
         for index in range(len(prompts) * task.choices):
             sampling = task.sampling
             if sampling.seed is not None:
@@ -84,33 +88,38 @@ class Speaker:
                 sampling = sampling.model_copy(update={"seed": sampling.seed + index})
             prompt = prompts[index // task.choices]
             give = partial(_give, say, index)
-            reason, tokens = generate(loaded, prompt, sampling, give, turn.gone, continues=task.messages is None)
+            continues = task.messages is None
+            reason, tokens = generate(loaded, prompt, sampling, give, turn.gone, continues, until)
             if turn.gone.is_set():
                 log.info("the client has gone after %d tokens", tokens)
                 return
             say(Ended(index=index, finish_reason=reason, tokens=tokens))
 
-    def _at(self, place: Directory | Hub) -> "Loaded":
+    def _model(self, task: Task, turn: Turn) -> "Loaded | None":
+        if not isinstance(task.model, Checkpoint):
+            return self._at(task.model, None)
+        run = RunDir(task.model.run)
+        export = exported(run, task.model.step, turn.gone, self._exports_bytes)
+        return None if export is None else self._at(Directory(path=str(export.path)), export)
+
+    def _at(self, place: Directory | Hub, export: Export | None) -> "Loaded":
         from trainer.generation.loaded import load
 
         if self._loaded is None or self._place != place:
             # Before the next is loaded: there may be no room for two.
             self.forget()
+            self._export = export
             began = time.monotonic()
             self._loaded, self._place = load(place, _torch_device(self._device)), place
             log.info("%s is loaded, in %.1f s", self.holds, time.monotonic() - began)
+        elif export is not None:
+            # It is held already.
+            export.close()
         return self._loaded
 
 
 def _give(say: Callable[[Line], None], index: int, text: str) -> None:
     say(Piece(index=index, text=text))
-
-
-def _place_of(task: Task, turn: Turn) -> Directory | Hub | None:
-    if not isinstance(task.model, Checkpoint):
-        return task.model
-    path = exported(RunDir(task.model.run), task.model.step, turn.gone)
-    return None if path is None else Directory(path=str(path))
 
 
 def _torch_device(wanted: str) -> "torch.device":
