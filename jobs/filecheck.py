@@ -73,6 +73,7 @@ class Checker:
         while not self._stop.wait(_UPKEEP_SECONDS):
             try:
                 files.remove_due(self._database, self._settings)
+                files.forget_copies(self._database, self._settings)
                 filestore.sweep(self._settings)
                 self.catch_up()
             except SQLAlchemyError as error:

@@ -201,6 +201,25 @@ def remove_due(database: Database, settings: Settings) -> int:
     return removed
 
 
+def forget_copies(database: Database, settings: Settings) -> None:
+    """Of files that are gone, and of those that nobody has asked for lately: from this machine, not from the store."""
+    copies = filestore.copies(settings)
+    # Listed before they are looked up: a file's row is there before any copy of it.
+    known = _known(database, list(copies)) if copies else set()
+    for file_id, used in copies.items():
+        if not used or file_id not in known:
+            filestore.forget_copy(settings, file_id)
+
+
+def _known(database: Database, file_ids: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    with database.reading() as session:
+        for begin in range(0, len(file_ids), _AT_ONCE):
+            some = StoredFile.id.in_(file_ids[begin : begin + _AT_ONCE])
+            found.update(session.scalars(select(StoredFile.id).where(some, StoredFile.status != Status.DELETED)))
+    return found
+
+
 def _get(session: Session, file_id: str, of: str | None, hold: bool = False) -> StoredFile:
     stored = session.get(StoredFile, file_id, with_for_update=hold) if _ID.fullmatch(file_id) else None
     if stored is None or stored.status not in _SEEN or of not in (None, stored.owner):

@@ -97,14 +97,15 @@ def local_path(settings: Settings, stored: StoredFile) -> Path:
 def ensure_local(settings: Settings, stored: StoredFile) -> Path:
     """Its path, where it lies now with the bytes that were uploaded. Raises StoreAway and FileDamaged."""
     path = local_path(settings, stored)
-    if settings.files_url:
-        _forget_copies(settings)
-        if not path.exists():
-            _fetch(settings, stored)
-        path.parent.touch()
+    if settings.files_url and not path.exists():
+        _fetch(settings, stored)
     try:
+        if settings.files_url:
+            os.utime(path.parent)
         found = _sha256(path)
     except FileNotFoundError as error:
+        if settings.files_url:  # forgotten at this very moment
+            raise StoreAway("read", f"{path} has just been removed") from error
         raise FileDamaged(stored.id, f"{path} is not there") from error
     except OSError as error:
         raise StoreAway("read", str(error)) from error
@@ -164,6 +165,20 @@ def sweep(settings: Settings) -> None:
                 path.unlink()
 
 
+def copies(settings: Settings) -> dict[str, bool]:
+    """The files that this machine has copies of, by id: whether somebody has asked for it within 30 days."""
+    found = {}
+    for directory in settings.files.glob("file-*") if settings.files_url else ():
+        with suppress(FileNotFoundError):  # forgotten by another process
+            found[directory.name] = directory.stat().st_mtime > time.time() - _COPY_SECONDS
+    return found
+
+
+def forget_copy(settings: Settings, file_id: str) -> None:
+    with suppress(FileNotFoundError):
+        shutil.rmtree(settings.files / file_id)
+
+
 def _incoming(settings: Settings) -> Path:
     return settings.files / "incoming"
 
@@ -193,13 +208,6 @@ def _keep_copy(settings: Settings, stored: StoredFile, incoming: Incoming) -> No
     with _reaching("written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         incoming.path.replace(path)
-
-
-def _forget_copies(settings: Settings) -> None:
-    for directory in settings.files.glob("file-*"):
-        with suppress(FileNotFoundError):
-            if directory.stat().st_mtime < time.time() - _COPY_SECONDS:
-                shutil.rmtree(directory)
 
 
 def _store(settings: Settings) -> tuple[Any, str]:

@@ -1,17 +1,21 @@
 """A worker says that it is there, again and again: to the database, and to whoever watches its process."""
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs import workers
+from jobs import files, workers
 from jobs.database import Database
 from jobs.settings import Settings
 from jobs.workers import Card
 from worker.devices import storage
+
+_TIDY_SECONDS = 3600.0
 
 log = logging.getLogger("stiefel.worker")
 
@@ -26,6 +30,7 @@ class Presence(threading.Thread):
         self._ending = threading.Event()
 
     def run(self) -> None:
+        tidied = -math.inf
         while not self._ending.is_set():
             if self._settings.alive_file is not None:
                 _touch(self._settings.alive_file)
@@ -33,7 +38,17 @@ class Presence(threading.Thread):
                 self._tell(workers.seen(self._database, self._card, storage(self._settings)))
             except SQLAlchemyError as error:
                 log.warning("the database is away, this worker is not announced: %s", error)
+            if time.monotonic() >= tidied + _TIDY_SECONDS:
+                tidied = time.monotonic()
+                self._tidy()
             self._ending.wait(self._settings.beat_seconds)
+
+    def _tidy(self) -> None:
+        """Uploaded files that are deleted shall not stay here."""
+        try:
+            files.forget_copies(self._database, self._settings)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("copies of files are tidied later: %s", error)
 
     def end(self) -> None:
         """Say goodbye."""

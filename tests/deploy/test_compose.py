@@ -211,6 +211,19 @@ def test_a_worker_may_finish_its_checkpoint(services: dict[str, Any]) -> None:
         assert int(services[name]["shm_size"]) >= 2**30, name
 
 
+def test_api_and_workers_have_the_store_of_files_and_its_credentials() -> None:
+    url = {"STIEFEL_FILES_URL": "s3://bucket/files"}
+    for name, service in read(*PROFILES, settings=url)["services"].items():
+        given = service.get("environment", {}).get("STIEFEL_FILES_URL")
+        assert given == (url["STIEFEL_FILES_URL"] if name in OURS else None), name
+    written = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    read_by = {name: [file["path"] for file in one.get("env_file", [])] for name, one in written.items()}
+    assert {name for name, paths in read_by.items() if "files.env" in paths} == WORKERS | {"api"}
+    # Checkpoints may be in another store: trainers' own come later, and count.
+    assert all(read_by[name] == ["files.env", "trainers.env"] for name in WORKERS)
+    assert "files.env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 def test_gpus_are_reserved_and_chosen(services: dict[str, Any]) -> None:
     [device] = services["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["capabilities"], device["count"]) == ("nvidia", ["gpu"], -1)

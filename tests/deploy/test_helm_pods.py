@@ -30,6 +30,18 @@ every_case = pytest.mark.parametrize("case", CASES)
 OURS = ("api", "reaper", "worker", "migrations")
 
 
+def test_the_api_has_the_credentials_of_a_store_only_where_files_are_there() -> None:
+    for case, url in {"everything": "s3://bucket/files", "external": ""}.items():
+        parts = rendered(case)
+        for whose, pod in pods(parts):
+            [container] = pod["spec"]["containers"]
+            told = environment(container, parts)
+            if (kind := component(pod["metadata"]["labels"])) in ("api", "worker"):
+                assert told["STIEFEL_FILES_URL"] == url, whose
+            has_some = {"worker", "generator"} | ({"api"} if url else set())
+            assert ("AWS_SECRET_ACCESS_KEY" in told) == (kind in has_some), whose
+
+
 @every_case
 def test_no_container_is_root_or_can_become_it_or_writes_to_its_image(case: str) -> None:
     for whose, pod in pods(rendered(case)):
@@ -93,7 +105,7 @@ def test_a_database_that_is_away_is_no_reason_to_kill_anything() -> None:
 @every_case
 def test_secrets_stand_in_secrets_only(case: str) -> None:
     parts = rendered(case)
-    secret = re.compile(r"password|secret|token|credential|api.?key|access_key", re.IGNORECASE)
+    secret = re.compile(r"password|secret|token(?!izer)|credential|api.?key|access_key", re.IGNORECASE)
     values = {value for part in of_kind(parts, "Secret") for value in part["stringData"].values()}
     for part in parts:
         if part["kind"] != "Secret":

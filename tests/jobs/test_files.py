@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from jobs import examiner, filecheck, files, filestore, keys, lease, submission, wishes
 from jobs.database import Database, now
@@ -327,6 +327,32 @@ def test_a_store_that_is_away_is_waited_for(
     monkeypatch.undo()
     assert files.remove_due(database, remote) == 2
     assert (rows(database), on_disk(remote)) == ([], [])
+
+
+def test_a_copy_goes_with_its_file_and_when_nobody_asks_for_it(
+    database: Database, settings: Settings, tmp_path: Path
+) -> None:
+    remote = settings.model_copy(update={"files_url": f"memory://{settings.home.name}"})
+    worker = remote.model_copy(update={"home": tmp_path / "worker"})
+    needed, unused, deleted = (stored(database, remote) for _ in range(3))
+    copies = [filestore.ensure_local(worker, file) for file in (needed, unused, deleted)]
+    for copy in copies[:2]:
+        os.utime(copy.parent, (0, 0))
+    filestore.ensure_local(worker, needed)
+    files.remove(database, remote, deleted.id)
+    files.forget_copies(database, worker)
+    assert on_disk(worker) == [copies[0]]
+    # What is not there any more is fetched again.
+    assert filestore.ensure_local(worker, unused).read_bytes() == CONTENT
+
+
+def test_where_there_is_no_store_nothing_is_taken_for_a_copy(database: Database, settings: Settings) -> None:
+    """As after restoring a database that is older than the files."""
+    file = stored(database, settings)
+    with database.transaction() as session:
+        session.execute(delete(StoredFile))
+    files.forget_copies(database, settings)
+    assert on_disk(settings) == [filestore.local_path(settings, file)]
 
 
 def test_bytes_of_a_killed_process_are_found_by_their_row(database: Database, settings: Settings) -> None:
