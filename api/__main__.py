@@ -1,6 +1,7 @@
 """python -m api: serve the API."""
 
 import argparse
+import gc
 import sys
 
 import uvicorn
@@ -29,8 +30,12 @@ def main() -> None:
         check_tokenizer(settings)
     except (tracing.TracingError, TokenizerUnloadable) as error:
         sys.exit(f"api: {error}")
+    app = create_app(settings)
+    # What is there now stays. To look through it for garbage takes 0.2 s, which a request now and then would wait.
+    gc.collect()
+    gc.freeze()
     # Requests are logged by the application, with their ids.
-    uvicorn.run(create_app(settings), host=arguments.host, port=arguments.port, log_config=None, access_log=False)
+    uvicorn.run(app, host=arguments.host, port=arguments.port, log_config=None, access_log=False)
 
 
 if __name__ == "__main__":

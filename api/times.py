@@ -1,11 +1,9 @@
-"""How long answers take, counted in this process for Prometheus."""
+"""How long answers take to begin, counted in this process for Prometheus."""
 
 import time
-from collections.abc import Awaitable, Callable
 
 from prometheus_client import CollectorRegistry, Histogram
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _HTTP_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 
@@ -13,7 +11,8 @@ _HTTP_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 class HttpTimes:
     """Latency by route template: the template, because a path with an id would make a series per job."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
+        self._app = app
         self._seconds = Histogram(
             "stiefel_http_request_seconds",
             "Time to answer, by route",
@@ -22,14 +21,26 @@ class HttpTimes:
             buckets=(0.005, 0.01, 0.03, 0.1, 0.3, 1, 3),
         )
 
-    async def __call__(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        began = time.perf_counter()
-        status = 500
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, begun = time.perf_counter(), False
+
+        async def answer(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                self._count(scope, message["status"], began)
+            await send(message)
+
         try:
-            response = await call_next(request)
-            status = response.status_code
+            await self._app(scope, receive, answer)
         finally:
-            route = getattr(request.scope.get("route"), "path", "unmatched")
-            method = request.method if request.method in _HTTP_METHODS else "other"
-            self._seconds.labels(method, route, str(status)).observe(time.perf_counter() - began)
-        return response
+            if not begun:
+                self._count(scope, 500, began)
+
+    def _count(self, scope: Scope, status: int, began: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in _HTTP_METHODS else "other"
+        self._seconds.labels(method, route, str(status)).observe(time.perf_counter() - began)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from sqlalchemy import event
 
 from benchmarks.stocked import BODY, Stock, stock
@@ -95,13 +96,14 @@ def main() -> None:
             environment["STIEFEL_DATABASE_URL"] = arguments.database
         with Stack(Path(home), port=0, workers=0, environment=environment) as stack:
             asyncio.run(_times(stack.api_url, desk, arguments.rate, 5.0, 0))  # warms up
-            runs = []
+            runs, busy = [], []
             for repetition in range(1, arguments.repetitions + 1):
-                _say(
-                    f"[{repetition}/{arguments.repetitions}] {arguments.rate:g} requests/s for {arguments.seconds:g} s"
-                )
+                _say(f"[{repetition}/{arguments.repetitions}] {arguments.rate:g} requests/s, {arguments.seconds:g} s")
+                before = _processor_seconds(stack.pid("api"))
                 runs.append(asyncio.run(_times(stack.api_url, desk, arguments.rate, arguments.seconds, repetition)))
-    found = {kind: _figures(kind, runs) for kind in KINDS}
+                spent = _processor_seconds(stack.pid("api")) - before
+                busy.append(1000 * spent / sum(len(times) for times in runs[-1].values()))
+    found, processor = {kind: _figures(kind, runs) for kind in KINDS}, statistics.median(busy)
     machine = {
         "host": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -110,9 +112,17 @@ def main() -> None:
     }
     if arguments.json:
         told = {key: value for key, value in vars(arguments).items() if key != "database"}  # it may hold a password
-        print(json.dumps({"machine": machine, "arguments": told, "milliseconds": found}, indent=1))
+        answered = {"milliseconds": found, "api_processor_milliseconds_per_request": processor}
+        print(json.dumps({"machine": machine, "arguments": told} | answered, indent=1))
     else:
         print(_table(machine, arguments, found))
+        print(f"\nThe API's process was busy for {processor:.1f} ms of each request, in the mean.")
+
+
+def _processor_seconds(pid: int) -> float:
+    """That a process has had: what others do on the machine hardly changes it."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
 
 
 def _furnish(settings: Settings, arguments: argparse.Namespace) -> Desk:
