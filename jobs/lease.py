@@ -32,11 +32,13 @@ class Lease:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is wanted of a running job: by its user, or by a job of higher priority."""
+    """What is wanted of a running job: by its user, or by a job of higher priority. `held`: steps of its checkpoints
+    that are to stay, since jobs that have not ended start from them."""
 
     cancel: bool = False
     pause: bool = False
     preempt: bool = False
+    held: frozenset[int] = frozenset()
 
     @property
     def stop(self) -> bool:
@@ -94,8 +96,7 @@ def claim(
 def wishes(database: Database, lease: Lease) -> Wishes:
     """What is wanted, without renewing anything. Raises LeaseLost."""
     with database.reading() as session:
-        job = session.get(Job, lease.job_id)
-    return _wishes(_standing(job, lease))
+        return _wishes(session, _standing(session.get(Job, lease.job_id), lease))
 
 
 def beat(database: Database, settings: Settings, lease: Lease) -> Wishes:
@@ -109,7 +110,7 @@ def beat(database: Database, settings: Settings, lease: Lease) -> Wishes:
             job.pause_requested_at = at
             limit = key.max_device_hours
             add_event(session, job, "pause_requested", None, {"reason": f"all {limit:g} device hours are used up"})
-        return _wishes(job)
+        return _wishes(session, job)
 
 
 def measured(database: Database, lease: Lease, storage_bytes: int) -> None:
@@ -238,11 +239,13 @@ def _standing(job: Job | None, lease: Lease) -> Job:
     return job
 
 
-def _wishes(job: Job) -> Wishes:
+def _wishes(session: Session, job: Job) -> Wishes:
+    started_from = select(Job.base_step).where(Job.base_run == job.id, Job.state.not_in(TERMINAL))
     return Wishes(
         cancel=job.cancel_requested_at is not None,
         pause=job.pause_requested_at is not None,
         preempt=job.preempt_requested_at is not None,
+        held=frozenset(step for step in session.scalars(started_from) if step is not None),
     )
 
 

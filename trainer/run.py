@@ -62,7 +62,7 @@ class Run:
         self.place = place.place_of(spec, rundir)
         if spec.checkpoints.url and dist.get_rank() == 0:
             place.check(self.place)
-        self.writer = Writer(self.place, spec.checkpoints, sync_events)
+        self.writer = Writer(self.place, rundir, spec.checkpoints, sync_events)
         resumed = reading.newest_for_all(self.place)
         self.resumed = resumed is not None
         self.guard = Guard(spec.guard, resumed.guard if resumed else {})

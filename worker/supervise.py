@@ -29,6 +29,7 @@ from jobs.states import TERMINAL
 from jobs.tables import Job
 from jobs.workers import Card
 from trainer import logs, tracing
+from trainer.checkpoint import retention
 from trainer.events import Event, read_from
 from trainer.rundir import RunDir
 from worker import inputs, orphans
@@ -175,6 +176,8 @@ class _Attempt:
             return self._train_with(rundir, made)
 
     def _train_with(self, rundir: RunDir, made: Made) -> Outcome:
+        self.wishes = self._patiently(lambda: leases.wishes(self.database, self.lease))
+        retention.hold(rundir, self.wishes.held)
         self.began = rundir.events.stat().st_size if rundir.events.exists() else 0
         self.offset = self._patiently(lambda: reports.events_offset(self.database, self.lease, self.began))
         kernel_kills = out_of_memory_kills()
@@ -230,7 +233,7 @@ class _Attempt:
 
     def _accompany(self, rundir: RunDir, trainer: Trainer) -> bool:
         """Until the trainer ends. True if it had to be killed because it did not stop when asked to."""
-        next_beat = 0.0
+        next_beat, held = 0.0, self.wishes.held
         stop_asked: float | None = None
         while not trainer.ended:
             try:
@@ -239,6 +242,7 @@ class _Attempt:
                     next_beat = time.monotonic() + self.settings.beat_seconds
                 else:
                     self.wishes = leases.wishes(self.database, self.lease)
+                held = self._hold(rundir, held)
                 self._store_events(rundir)
                 if time.monotonic() >= self.next_measurement:
                     self._measure(rundir)
@@ -268,6 +272,17 @@ class _Attempt:
             rundir.vouch_until(self.lease_ends)
         except OSError as error:
             log.warning("the trainer cannot be told of its lease, and will end with it: %s", error)
+
+    def _hold(self, rundir: RunDir, held: frozenset[int]) -> frozenset[int]:
+        """What the trainer has been told; `held` is what it was told before."""
+        if self.wishes.held == held:
+            return held
+        try:
+            retention.hold(rundir, self.wishes.held)
+        except OSError as error:
+            log.warning("the trainer cannot be told which checkpoints to hold: %s", error)
+            return held
+        return self.wishes.held
 
     def _store_events(self, rundir: RunDir) -> None:
         found, offset = read_from(rundir.events, self.offset)

@@ -12,7 +12,7 @@ from tests.trainer.alone import make_run
 from trainer import events
 from trainer.checkpoint import reading, writing
 from trainer.checkpoint.place import Directory
-from trainer.checkpoint.retention import kept
+from trainer.checkpoint.retention import hold, kept
 from trainer.config import CheckpointSpec
 from trainer.errors import CheckpointError, TrainerError
 from trainer.run import Run
@@ -42,6 +42,26 @@ def place(saved: Path) -> Directory:
 def test_only_the_newest_are_kept(saved: Path) -> None:
     assert place(saved).complete_steps() == [2, 3]
     assert len(list(rundir(saved).checkpoints.iterdir())) == 2
+
+
+@pytest.mark.parametrize("url", [None, "memory://held"])
+def test_those_that_are_held_stay_until_they_are_not(tmp_path: Path, url: str | None) -> None:
+    run, _ = make_run(tmp_path, checkpoints={"keep": 1, "url": url})
+
+    def save() -> list[int]:
+        run.train_step(lambda: False)
+        run.save()
+        return run.place.complete_steps()
+
+    save()
+    hold(rundir(tmp_path), {1})
+    save()
+    assert save() == [1, 3]
+    # Nobody knows what is needed: then nothing is removed.
+    rundir(tmp_path).held.write_text("[")
+    assert save() == [1, 3, 4]
+    hold(rundir(tmp_path), set())
+    assert save() == [5]
 
 
 def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:

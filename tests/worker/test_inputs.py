@@ -1,14 +1,18 @@
 """A job that starts from another's model: made once, readable to its trainer alone, needed until it has ended."""
 
+import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from jobs import access, inputs, models, store, submission, wishes
+from jobs import lease as leases
 from jobs.database import Database
 from jobs.errors import Forbidden, ModelInUse, ModelNotFound, Refused
 from jobs.keys import EVERYBODY, Caller, Scope
@@ -16,7 +20,7 @@ from jobs.locks import Locks
 from jobs.requests import JobRequest
 from jobs.settings import Settings
 from jobs.states import State
-from jobs.tables import Job
+from jobs.tables import CheckpointRow, Job
 from jobs.workers import Card
 from migrations.__main__ import upgrade
 from tests.conftest import job_body
@@ -26,7 +30,7 @@ from worker import inputs as made
 from worker.supervise import run_next
 
 CARD = Card("w", "host", "0", (), 2)
-SHORT = {"steps": 4, "global_batch": 2}
+SHORT = {"global_batch": 2}
 
 
 class Place:
@@ -37,8 +41,9 @@ class Place:
         upgrade(self.settings.url)
         self.database = Database(self.settings.url)
 
-    def submit(self, model: dict[str, str]) -> Job:
-        body = job_body(optimisation=SHORT, checkpoints={"every": 2, "keep": 1, "keep_best": False})
+    def submit(self, model: dict[str, str], steps: int = 4) -> Job:
+        kept = {"every": steps // 2, "keep": 1, "keep_best": False}
+        body = job_body(optimisation=SHORT | {"steps": steps}, checkpoints=kept)
         request = JobRequest.model_validate(body | {"model": model})
         found = inputs.resolve(self.database, self.settings, EVERYBODY, request)
         access.refuse(self.settings, found.spec, found.granted)
@@ -115,6 +120,54 @@ def test_a_model_is_made_once_and_trained_on(place: Place, tmp_path: Path) -> No
     export = [sys.executable, "-m", "trainer", "export", second.run_directory, tmp_path / "child"]
     subprocess.run(export, check=True)
     assert (tmp_path / "child" / weights).read_bytes() != (by_hand / weights).read_bytes()
+
+
+def test_a_checkpoint_that_others_start_from_stays_while_they_have_not_ended(place: Place) -> None:
+    first = place.submit({"preset": "llama-tiny"})
+    with place.database.transaction() as session:
+        row = {"at": 0.0, "path": "", "bytes": 1, "seconds": 0.0, "stalled_seconds": 0.0}
+        session.add(CheckpointRow(job_id=first.id, step=2, **row))
+    second = place.submit({"hub": models.name_of(first, 2)})
+    wishes.pause(place.database, second.id)
+    lease = leases.claim(place.database, place.settings, first.id, "w")
+    assert lease is not None
+    assert leases.wishes(place.database, lease).held == {2}
+    leases.finish(place.database, place.settings, lease, leases.Outcome("stopped"))
+    first = place.run(first)
+    assert first.state == State.SUCCEEDED, first.error
+    steps = [path.name for path in sorted(RunDir(first.run_directory).checkpoints.iterdir())]
+    assert steps == ["step-00000002", "step-00000004"]  # of which the job itself keeps one
+    wishes.resume(place.database, second.id)
+    second = place.run(second)
+    assert second.state == State.SUCCEEDED, second.error
+
+
+def test_what_is_held_is_told_while_the_trainer_runs(place: Place) -> None:
+    first = place.submit({"preset": "llama-tiny"}, steps=400)
+    with ThreadPoolExecutor(1) as aside:
+        running = aside.submit(place.run, first)
+        rundir = RunDir(first.run_directory)
+        deadline = time.monotonic() + 60
+        while not (found := newest_of(place, first)):
+            assert time.monotonic() < deadline and not running.done()
+            time.sleep(0.02)
+        second = place.submit({"hub": found})
+        while not rundir.held.exists() or json.loads(rundir.held.read_text()) != [second.base_step]:
+            assert time.monotonic() < deadline and not running.done()
+            time.sleep(0.02)
+        wishes.cancel(place.database, place.settings, second.id)
+        while json.loads(rundir.held.read_text()):
+            assert time.monotonic() < deadline and not running.done()
+            time.sleep(0.02)
+        wishes.cancel(place.database, place.settings, first.id)
+        assert running.result(60).state == State.CANCELLED
+
+
+def newest_of(place: Place, job: Job) -> str | None:
+    """The name of its newest checkpoint."""
+    with place.database.reading() as session:
+        steps = models.kept_steps(session, job)
+    return models.name_of(job, steps[-1]) if steps else None
 
 
 def test_a_base_that_is_gone_or_being_made_elsewhere_is_told(place: Place) -> None:

@@ -8,6 +8,7 @@ A kill at any moment leaves the earlier checkpoints as they were: they are remov
 """
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,12 +21,14 @@ from torch import Tensor, nn
 
 from trainer.checkpoint.layout import FORMAT, STATE, digest, state_buffers
 from trainer.checkpoint.place import Place
-from trainer.checkpoint.retention import kept
+from trainer.checkpoint.retention import held, kept
 from trainer.config import CheckpointSpec
 from trainer.errors import InfrastructureError
 from trainer.events import Checkpointed
-from trainer.rundir import COMPLETE
+from trainer.rundir import COMPLETE, RunDir
 from trainer.zero import Shards, shape_of
+
+log = logging.getLogger("stiefel.trainer")
 
 _Described = tuple[str, dict[str, Any]]
 
@@ -42,8 +45,8 @@ class _Pending:
 class Writer:
     """At most one checkpoint is on its way. All methods but `is_written` are collective."""
 
-    def __init__(self, place: Place, wanted: CheckpointSpec, sync_events: Callable[[], None]) -> None:
-        self._place, self._wanted, self._sync_events = place, wanted, sync_events
+    def __init__(self, place: Place, rundir: RunDir, wanted: CheckpointSpec, sync_events: Callable[[], None]) -> None:
+        self._place, self._rundir, self._wanted, self._sync_events = place, rundir, wanted, sync_events
         self._pending: _Pending | None = None
 
     @property
@@ -147,7 +150,12 @@ class Writer:
                 losses[other] = json.loads(self._place.read(other, STATE))["loss"]
             except (OSError, ValueError, KeyError):
                 losses[other] = None  # damaged: nothing that could be the best
-        for other in set(losses) - kept(losses, self._wanted):
+        try:
+            needed = kept(losses, self._wanted) | held(self._rundir)
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be read (%s): no checkpoint is removed", self._rundir.held, error)
+            return
+        for other in set(losses) - needed:
             self._place.remove(other)
 
 
