@@ -202,21 +202,26 @@ def remove_due(database: Database, settings: Settings) -> int:
 
 
 def forget_copies(database: Database, settings: Settings) -> None:
-    """Of files that are gone, and of those that nobody has asked for lately: from this machine, not from the store."""
+    """Of files that are gone, and of those that no unfinished job needs and nobody has asked for lately: from this
+    machine, not from the store."""
     copies = filestore.copies(settings)
     # Listed before they are looked up: a file's row is there before any copy of it.
-    known = _known(database, list(copies)) if copies else set()
+    known = _known(database, list(copies)) if copies else {}
     for file_id, used in copies.items():
-        if not used or file_id not in known:
+        needed = known.get(file_id)
+        if needed is None or not (needed or used):
             filestore.forget_copy(settings, file_id)
 
 
-def _known(database: Database, file_ids: Sequence[str]) -> set[str]:
-    found: set[str] = set()
+def _known(database: Database, file_ids: Sequence[str]) -> dict[str, bool]:
+    """Of the files that are there: whether an unfinished job needs it."""
+    found: dict[str, bool] = {}
     with database.reading() as session:
         for begin in range(0, len(file_ids), _AT_ONCE):
             some = StoredFile.id.in_(file_ids[begin : begin + _AT_ONCE])
-            found.update(session.scalars(select(StoredFile.id).where(some, StoredFile.status != Status.DELETED)))
+            there = select(StoredFile.id, _needed()).where(some, StoredFile.status != Status.DELETED)
+            for file_id, needed in session.execute(there):
+                found[file_id] = needed
     return found
 
 

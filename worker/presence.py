@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from jobs import files, workers
+from jobs import files, filestore, workers
 from jobs.database import Database
 from jobs.settings import Settings
 from jobs.workers import Card
@@ -44,9 +44,10 @@ class Presence(threading.Thread):
             self._ending.wait(self._settings.beat_seconds)
 
     def _tidy(self) -> None:
-        """Uploaded files that are deleted shall not stay here."""
+        """Uploaded files that are deleted shall not stay here, nor what was fetched by half."""
         try:
             files.forget_copies(self._database, self._settings)
+            filestore.sweep(self._settings)
         except (SQLAlchemyError, OSError) as error:
             log.warning("copies of files are tidied later: %s", error)
 

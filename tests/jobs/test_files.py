@@ -334,12 +334,16 @@ def test_a_copy_goes_with_its_file_and_when_nobody_asks_for_it(
 ) -> None:
     remote = settings.model_copy(update={"files_url": f"memory://{settings.home.name}"})
     worker = remote.model_copy(update={"home": tmp_path / "worker"})
-    needed, unused, deleted = (stored(database, remote) for _ in range(3))
-    copies = [filestore.ensure_local(worker, file) for file in (needed, unused, deleted)]
-    for copy in copies[:2]:
+    used, needed, unused, deleted = (stored(database, remote) for _ in range(4))
+    copies = [filestore.ensure_local(worker, file) for file in (used, needed, unused, deleted)]
+    for copy in copies[:3]:
         os.utime(copy.parent, (0, 0))
-    filestore.ensure_local(worker, needed)
+    filestore.ensure_local(worker, used)
+    job_id = needing(database, settings, needed.id)
     files.remove(database, remote, deleted.id)
+    files.forget_copies(database, worker)
+    assert {*on_disk(worker)} == {*copies[:2]}
+    wishes.cancel(database, settings, job_id)
     files.forget_copies(database, worker)
     assert on_disk(worker) == [copies[0]]
     # What is not there any more is fetched again.

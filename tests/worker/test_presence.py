@@ -1,5 +1,6 @@
 """What a worker does besides its job."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -22,13 +23,16 @@ def test_a_worker_forgets_its_copies_of_deleted_files(tmp_path: Path) -> None:
     gone, stays = (filestore.ensure_local(worker, file) for file in (deleted, kept))
     files.remove(database, settings, deleted.id)
     database.close()
+    half = worker.files / "incoming" / "of-a-killed-worker"
+    half.touch()
+    os.utime(half, (0, 0))
     there = threading.Event()
     presence = Presence(worker, Card("w", "host", "0", (), 2), lambda _: there.set())
     presence.start()
     try:
         assert there.wait(30)
         deadline = time.monotonic() + 30
-        while gone.parent.exists():
+        while gone.parent.exists() or half.exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
