@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, RobertaConfig
 
-from benchmarks.pretrain import machine
+from benchmarks.machine import machine
 from trainer import events
 from trainer.classify.files import each_labelled
 from trainer.config import TrainingSpec

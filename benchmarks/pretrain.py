@@ -10,18 +10,17 @@ import argparse
 import json
 import math
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.machine import machine
 from trainer import events
 from trainer.config import TrainingSpec
 from trainer.errors import DivergenceError
@@ -233,13 +232,6 @@ def _row(runs: list[Outcome], rate: float, full: dict[int, float]) -> str:
         f"| {spread([o.training for o in runs])} | {runs[0].trained_parameters / 1e6:.2f} M "
         f"| {runs[0].state_bytes / 1e6:.2f} MB |"
     )
-
-
-def machine() -> str:
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
-    return f"{os.cpu_count()} cores of {name}, {date.today()}"
 
 
 def _command() -> str:
