@@ -3,7 +3,7 @@
 docs/zero.md lists the same; a test holds the two together.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from trainer.methodconfig import MethodConfig, ReloraConfig, SLTrainConfig, SparseSettings, SubspaceSettings
 
@@ -20,6 +20,8 @@ class Precision(Protocol):
     def dtype(self) -> str: ...
     @property
     def merge(self) -> str: ...
+    @property
+    def form(self) -> Literal["auto", "merged", "factored"]: ...
 
 
 class Sharding(Protocol):
@@ -76,7 +78,16 @@ def combination_problem(method: MethodConfig, precision: Precision, sharding: Sh
             "method.switch_batches",
             "a large switch at zero_stage 1 would add its gradients up in bf16, and lose digits; use zero_stage 2 or 3",
         )
+    if precision.form != "auto" and not isinstance(method, SubspaceSettings):
+        return "optimisation.form", f"{method.name} learns in no subspace that could be {precision.form}; leave it out"
     return _merge_problem(method, precision)
+
+
+def form_of(method: MethodConfig, precision: Precision, sharding: Sharding) -> Literal["auto", "merged", "factored"]:
+    """`optimisation.form` where the run names none; see docs/decisions/0021 for why."""
+    if precision.form != "auto" or not isinstance(method, SubspaceSettings):
+        return precision.form
+    return "merged" if precision.dtype == "fp32" and sharding.offload_parameters == "none" else "factored"
 
 
 def _merge_problem(method: MethodConfig, precision: Precision) -> tuple[str, str] | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from trainer import defaults
-from trainer.combinations import combination_problem
+from trainer.combinations import combination_problem, form_of
 from trainer.datasetconfig import SOURCES, DatasetSpec, Examples, LabelledDataset
 from trainer.guard import GuardSpec
 from trainer.methodcheck import problem_of, rank_problem
@@ -95,6 +95,12 @@ class Optimisation(Strict):
         default="nearest",
         description="bf16: how a change is added to frozen weights at a switch. nearest: rounded; stochastic: rounded "
         "at random, right on average; fp32: to a copy in fp32, sharded from stage 1 on, from which bf16 is rounded",
+    )
+    form: Literal["auto", "merged", "factored"] = Field(
+        default="auto",
+        description="where it is what a subspace has learnt. merged: added to the frozen weight after every step, the "
+        "quickest; factored: beside it until the next switch, so that bf16 weights are rounded at switches alone. "
+        "Default: merged in fp32, factored in bf16 and where parameters are offloaded",
     )
     activation_checkpointing: bool = False
     evaluate_every: int | None = Field(default=None, ge=1, description="steps; default: a tenth of the run")
@@ -201,6 +207,8 @@ class TrainingSpec(SpecFields):
         every = self.checkpoints.every or max(1, (resolved.steps or 0) // 10)
         object.__setattr__(self, "checkpoints", self.checkpoints.model_copy(update={"every": every}))
         object.__setattr__(self, "tokenizer", self.tokenizer or _tokenizer_of(self.model))
+        resolved = resolved.model_copy(update={"form": form_of(self.method, resolved, self.deepspeed)})
+        object.__setattr__(self, "optimisation", resolved)
         impossible = combination_problem(self.method, resolved, self.deepspeed)
         if impossible:
             raise refuse(*impossible)

@@ -55,6 +55,7 @@ def update(
         last = index == len(micro_batches) - 1
         engine.set_gradient_accumulation_boundary(last)
         output = engine(**batch.inputs)
+        method.after_forward(context)
         loss = batch.weighted(output.loss)
         if batch.right is not None:
             right += batch.right(output).double()

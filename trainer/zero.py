@@ -14,7 +14,7 @@ The traps that live here, so that nobody else meets them (DeepSpeed 0.19):
 - At stage 3 a small parameter is *persisted*: a full copy stays beside the shard and must be written too.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor
 
+from trainer.lowrank.linalg import wide
 from trainer.optimizer import MOMENTS, Rules
 from trainer.swapped import group_in_memory, shard_in_memory
 
@@ -102,6 +103,73 @@ class Shards:
         if self._stage > 0 and parameter.requires_grad and (found := self._fragment(parameter, None)):
             start, fragment = found
             fragment.copy_(flat[start : start + fragment.numel()])
+
+    def current(self, parameter: Any) -> Tensor:
+        """The whole value as the forward pass reads it, and not a copy where it is whole here. Collective."""
+        here: Tensor = self.read(parameter) if self._stage == 3 else parameter.detach()
+        return here
+
+    def clear(self, parameter: Any) -> None:
+        """Every element of a trained parameter becomes 0, of master and forward copy."""
+        if self._stage == 3:
+            self.write(parameter, torch.zeros(shape_of(parameter), device=self.device))
+            return
+        parameter.data.zero_()
+        if self._stage > 0 and (found := self._fragment(parameter, None)):
+            found[1].zero_()
+
+    def add_product(self, parameter: Any, keep: float, left: Any, right: Any) -> None:
+        """A frozen matrix W ← keep·W + left·right, in its own type: of parameters, or of tensors that are equal on all
+        ranks. Collective. At stage 3 each rank computes its own shard alone.
+        """
+        left, right = self._factor(left), self._factor(right)
+        if self._stage < 3:
+            parameter.data.addmm_(left.to(parameter), right.to(parameter), beta=keep)
+            return
+        columns = int(right.shape[1])
+
+        def run(start: int, stop: int) -> Tensor:
+            first, last = start // columns, -(-stop // columns)
+            rows: Tensor = left[first:last] @ right
+            return rows.flatten()[start - first * columns : stop - first * columns]
+
+        self._change_shard(parameter, keep, run)
+
+    def add_entries(self, parameter: Any, keep: float, places: Any, values: Any) -> None:
+        """A frozen matrix W ← keep·W + scatter(places, values). As `add_product`."""
+        places, values = self._factor(places).long(), self._factor(values)
+        if self._stage < 3:
+            if keep != 1.0:
+                parameter.data.mul_(keep)
+            parameter.data.view(-1).index_add_(0, places, values.to(parameter))
+            return
+
+        def run(start: int, stop: int) -> Tensor:
+            inside = (places >= start) & (places < stop)
+            found: Tensor = values.new_zeros(stop - start)
+            return found.index_add_(0, places[inside] - start, values[inside])
+
+        self._change_shard(parameter, keep, run)
+
+    def _factor(self, value: Any) -> Tensor:
+        """The whole, float32 or wider where stage 3 adds with it."""
+        factor: Tensor = self.current(value) if isinstance(value, torch.nn.Parameter) else value
+        return factor if self._stage < 3 or not factor.is_floating_point() else wide(factor)
+
+    def _change_shard(self, parameter: Any, keep: float, run: Callable[[int, int], Tensor]) -> None:
+        """Stage 3: W ← keep·W + change; `run` makes the elements of the change from one to another."""
+        total, size = shape_of(parameter).numel(), parameter.ds_tensor.ds_numel
+        start, stop = (min(total, index * size) for index in (self._rank, self._rank + 1))
+        if stop > start:
+            with shard_in_memory(parameter, change=True) as shard:
+                mine = shard.view(-1)[: stop - start]
+                # Rounded once, where the shard is narrower than its change.
+                mine.copy_(wide(mine) * keep + run(start, stop).to(mine.device))
+        if parameter.ds_status == ZeroParamStatus.AVAILABLE:
+            parameter.data.copy_(self.read(parameter).to(parameter))
+
+    def has_frozen_master(self, parameter: Any) -> bool:
+        return parameter in self._frozen_masters
 
     def keep_master(self, parameter: Any, device: torch.device) -> None:
         """Keep a frozen parameter in fp32 too, this rank's run of it, on `device`."""

@@ -54,10 +54,12 @@ ENGINES: dict[str, dict[str, Any]] = {
     "3, offload": {"zero_stage": 3, "offload": "cpu"},
     "3, offload all": {"zero_stage": 3, "offload": "cpu", "offload_parameters": "cpu"},
 }
-# Data type, and how merges into frozen weights are rounded.
+# Data type, how merges into frozen weights are rounded, and where that is not the default, when they are made.
 TYPES = {
     "fp32": {"dtype": "fp32"},
+    "fp32, factored": {"dtype": "fp32", "form": "factored"},
     "bf16": {"dtype": "bf16"},
+    "bf16, merged": {"dtype": "bf16", "form": "merged"},
     "bf16, stochastic": {"dtype": "bf16", "merge": "stochastic"},
     "bf16, fp32 copy": {"dtype": "bf16", "merge": "fp32"},
 }

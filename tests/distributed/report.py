@@ -63,14 +63,15 @@ def main() -> None:
 
 def _table(kind: str, worst: dict[tuple[str, str, str], float], loss: float) -> list[str]:
     """Rows are methods, columns engines; a dash where a combination is refused or was not trained."""
-    what = "largest |W − W_ref|" if kind == "fp32" else "largest ‖W − W_ref‖ / ‖W_ref − W_start‖ of a matrix"
+    fp32 = kind.startswith("fp32")
+    what = "largest |W − W_ref|" if fp32 else "largest ‖W − W_ref‖ / ‖W_ref − W_start‖ of a matrix"
     engines = [engine for engine in ENGINES if any((kind, method, engine) in worst for method in METHODS)]
     lines = [f"### {kind}", "", f"{what}; losses off by at most {loss:.1e}.", ""]
     lines += [f"| method | {' | '.join(engines)} |", "|---|" + "---|" * len(engines)]
     for method in METHODS:
         cells = [worst.get((kind, method, engine)) for engine in engines]
         if any(cell is not None for cell in cells):
-            shown = (("–" if cell is None else f"{cell:.0e}" if kind == "fp32" else f"{cell:.2f}") for cell in cells)
+            shown = (("–" if cell is None else f"{cell:.0e}" if fp32 else f"{cell:.2f}") for cell in cells)
             lines.append(f"| {method} | {' | '.join(shown)} |")
     return [*lines, ""]
 

@@ -43,7 +43,12 @@ FP32 = 1e-5
 # entry, at random by a whole one.
 BF16 = 0.5
 MERGES = 2
-ROUNDING = {"bf16": MERGES * 2**-9, "bf16, stochastic": MERGES * 2**-8, "bf16, fp32 copy": 0.0}
+ROUNDING = {
+    "bf16": MERGES * 2**-9,
+    "bf16, merged": STEPS * 2**-9,
+    "bf16, stochastic": MERGES * 2**-8,
+    "bf16, fp32 copy": 0.0,
+}
 LOSS = {"fp32": 1e-5, "bf16": 0.01}
 # Cases of one group of ranks: should one hang, not all are lost.
 TOGETHER = 120

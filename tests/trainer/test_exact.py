@@ -16,6 +16,7 @@ from tests.distributed.case import spec as make_spec
 from tests.reference.decoder import VOCABULARY, decoder
 from tests.reference.product import product_run, reference_run
 from trainer.config import TrainingSpec
+from trainer.methodconfig import METHOD_CONFIGS, SubspaceSettings
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -67,8 +68,6 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def settings(case: str) -> dict[str, Any]:
-    from trainer.methodconfig import METHOD_CONFIGS
-
     chosen = CASES[case]
     fields = METHOD_CONFIGS[chosen["name"]].model_fields
     return {key: value for key, value in (PERIODIC | RANKED).items() if key in fields} | chosen
@@ -92,20 +91,29 @@ def spec_for(directory: Path, case: str, **optimisation: Any) -> TrainingSpec:
     )
 
 
-def batches_of(spec: TrainingSpec) -> list[list[Tensor]]:
-    """For each step its micro-batches of two rows; more of them where a large switch is."""
+def batches_of(spec: TrainingSpec, micro: int = 2) -> list[list[Tensor]]:
+    """For each step its micro-batches of so many rows; more of them where a large switch is."""
     generator = torch.Generator().manual_seed(7)
     rows = [
         (spec.batches_before(step + 1) - spec.batches_before(step)) * spec.optimisation.global_batch
         for step in range(STEPS)
     ]
-    return [list(torch.randint(VOCABULARY, (count, 12), generator=generator).split(2)) for count in rows]
+    return [list(torch.randint(VOCABULARY, (count, 12), generator=generator).split(micro)) for count in rows]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_method_is_its_papers_in_float64(tmp_path: Path, case: str) -> None:
-    spec, model = spec_for(tmp_path, case), decoder()
-    batches = batches_of(spec)
+# Merged layers change their subspaces in the backward pass of a step that has one micro-batch alone.
+FORMS = [("merged", 2), ("merged", ROWS), ("factored", 2)]
+FORMS_OF = [
+    (case, form, micro)
+    for case in CASES
+    for form, micro in (FORMS if issubclass(METHOD_CONFIGS[CASES[case]["name"]], SubspaceSettings) else [("auto", 2)])
+]
+
+
+@pytest.mark.parametrize(("case", "form", "micro"), FORMS_OF)
+def test_a_method_is_its_papers_in_float64(tmp_path: Path, case: str, form: str, micro: int) -> None:
+    spec, model = spec_for(tmp_path, case, form=form), decoder()
+    batches = batches_of(spec, micro)
     expected, expected_losses = reference_run(spec, model, [torch.cat(micro) for micro in batches])
     got, losses, _, _ = product_run(spec, model, batches)
     assert losses == pytest.approx(expected_losses, abs=1e-10)

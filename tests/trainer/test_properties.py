@@ -216,9 +216,9 @@ SWITCHING = ["galore", "golore", "gasare", "gosare", "flora", "garare", "garare-
 TOKENS = torch.randint(VOCABULARY, (4, 12), generator=torch.Generator().manual_seed(3))
 
 
-def trained(directory: Path, case: str, steps: int) -> tuple[nn.Module, Method, Shards]:
+def trained(directory: Path, case: str, steps: int, **optimisation: Any) -> tuple[nn.Module, Method, Shards]:
     """The small decoder after some steps of a method."""
-    spec, model = spec_for(directory, case), decoder()
+    spec, model = spec_for(directory, case, **optimisation), decoder()
     method = make_method(spec)
     method.attach(model)
     engine = PlainEngine(spec, model, method)
@@ -231,7 +231,8 @@ def trained(directory: Path, case: str, steps: int) -> tuple[nn.Module, Method, 
 @pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("case", SWITCHING)
 def test_a_switch_leaves_the_loss_as_it_was(tmp_path: Path, case: str) -> None:
-    model, method, shards = trained(tmp_path, case, 6)
+    form = {} if case == "relora" else {"form": "factored"}
+    model, method, shards = trained(tmp_path, case, 6, **form)
     before = model(TOKENS, TOKENS).loss.item()
     old = copy.deepcopy(model.state_dict())
     report = method.before_step(StepContext(6, 0.01, model, shards, [Batch.of_tokens(TOKENS)]))
@@ -239,6 +240,15 @@ def test_a_switch_leaves_the_loss_as_it_was(tmp_path: Path, case: str) -> None:
     assert model(TOKENS, TOKENS).loss.item() == pytest.approx(before, abs=1e-12)
     frozen = [f"{layer.name}.weight" for layer in method.layers]
     assert all(not torch.equal(model.state_dict()[name], old[name]) for name in frozen)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("case", [case for case in SWITCHING if case != "relora"])
+def test_a_merged_weight_is_the_effective_one_and_its_core_is_empty_between_steps(tmp_path: Path, case: str) -> None:
+    _, method, _ = trained(tmp_path, case, 6, form="merged")
+    for layer in method.layers:
+        assert float(layer.core.detach().abs().max()) == 0.0 and layer.scale == 1.0
+        assert torch.equal(layer.effective(whole_in_this_process), layer.weight.detach())
 
 
 @pytest.mark.usefixtures("process_group")

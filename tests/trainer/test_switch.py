@@ -8,6 +8,8 @@ import torch
 
 from tests.trainer.alone import make_run
 from trainer import events
+from trainer.lowrank import inbackward
+from trainer.lowrank import switch as switching
 from trainer.lowrank.entries import EntriesLinear
 from trainer.lowrank.probe import Give, each_gradient
 from trainer.lowrank.projected import ProjectedLinear
@@ -16,6 +18,8 @@ from trainer.run import Run
 from trainer.zero import shape_of
 
 pytestmark = pytest.mark.usefixtures("process_group")
+
+FORMS = ("merged", "factored")
 
 
 def layers(run: Run) -> list[ProjectedLinear]:
@@ -43,25 +47,28 @@ def loss(run: Run) -> float:
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_switch_leaves_the_loss_as_it_was(tmp_path: Path, stage: int) -> None:
-    run, _ = make_run(tmp_path, deepspeed={"zero_stage": stage}, optimisation={"weight_decay": 0.1})
+    factored = {"weight_decay": 0.1, "form": "factored"}
+    run, _ = make_run(tmp_path, deepspeed={"zero_stage": stage}, optimisation=factored)
     for _ in range(3):
         run.train_step(lambda: False)
     before = loss(run)
     assert any(layer.scale != 1.0 for layer in layers(run))
-    from trainer.lowrank.switch import switch
 
     def gradients(give: Give) -> None:
         for layer in layers(run):
             give(layer, torch.randn(layer.shape))
 
     assert isinstance(run.method, GaLore)
-    switch(layers(run), gradients, run.method.choose, run.shards, seed=0, step=3)
+    switching.switch(layers(run), gradients, run.method.choose, run.shards, seed=0, step=3)
     assert loss(run) == pytest.approx(before, abs=2e-6)
     assert all(float(run.shards.read(layer.core).abs().max()) == 0.0 for layer in layers(run))
 
 
+HEAVY = {"weight_decay": 0.9, "learning_rate": 0.5, "form": "factored"}
+
+
 def test_decay_is_folded_into_w_when_it_has_grown_large(tmp_path: Path) -> None:
-    run, _ = make_run(tmp_path, method={"period": 1}, optimisation={"weight_decay": 0.9, "learning_rate": 0.5})
+    run, _ = make_run(tmp_path, method={"period": 1}, optimisation=HEAVY)
     for _ in range(3):
         run.train_step(lambda: False)
     for layer in layers(run):
@@ -93,7 +100,7 @@ def test_the_probe_sees_the_gradient_that_autograd_gives_a_plain_model(
         tmp_path,
         method={"rank": 4},
         deepspeed={"zero_stage": 0},
-        optimisation={"micro_batch": 8 // accumulation},
+        optimisation={"micro_batch": 8 // accumulation, "form": "factored"},
     )
     batches = run.task.micro_batches(0)
     assert len(batches) == accumulation
@@ -119,24 +126,35 @@ def test_the_probe_touches_no_gradient_of_a_parameter(tmp_path: Path, checkpoint
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, name_part: str, value: float) -> None:
-    """Make the probe report `value` in one entry of the gradients of some layers."""
-    import trainer.methods.subspace as subspace
+    """Let the gradients that subspaces of some layers are chosen from have `value` in one entry."""
+    choose_or_none = switching.choose_or_none
 
-    def spoilt(*arguments: Any) -> None:
-        *others, give = arguments
+    def spoilt(choose: Any, layer: Any, gradient: torch.Tensor, generator: torch.Generator) -> Any:
+        if name_part in layer.name:
+            gradient = gradient.clone()
+            gradient[0, 0] = value
+        return choose_or_none(choose, layer, gradient, generator)
 
-        def give_spoilt(layer: Any, gradient: torch.Tensor) -> None:
-            if name_part in layer.name:
-                gradient[0, 0] = value
-            give(layer, gradient)
-
-        each_gradient(*others, give_spoilt)
-
-    monkeypatch.setattr(subspace, "each_gradient", spoilt)
+    for module in (switching, inbackward):
+        monkeypatch.setattr(module, "choose_or_none", spoilt)
 
 
 def subspace(run: Run, layer: Any) -> torch.Tensor:
     return layer.positions.detach().clone() if isinstance(layer, EntriesLinear) else run.shards.read(layer.basis)
+
+
+def test_a_layer_that_is_called_twice_has_its_basis_from_the_sum_of_its_gradients(tmp_path: Path) -> None:
+    """In the backward pass they come one after the other, so such a model is probed instead."""
+    found = {}
+    for form in FORMS:
+        run, _ = make_run(tmp_path / form, optimisation={"form": form})
+        first, second = run.model.model.layers[:2]
+        second.mlp.gate_proj = first.mlp.gate_proj
+        run.method.layers = [layer for layer in layers(run) if layer.name != "model.layers.1.mlp.gate_proj"]
+        run.train_step(lambda: False)
+        found[form] = {layer.name: layer.effective(run.shards.read) for layer in layers(run)}
+    for name, weight in found["merged"].items():
+        assert (weight - found["factored"][name]).abs().max() < 1e-6, name
 
 
 FROM_GRADIENTS = {
@@ -147,12 +165,13 @@ FROM_GRADIENTS = {
 }
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("method", FROM_GRADIENTS)
 def test_a_gradient_that_is_not_finite_keeps_the_old_subspace_and_is_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, method: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float, method: str, form: str
 ) -> None:
-    run, found = make_run(tmp_path, method=FROM_GRADIENTS[method])
+    run, found = make_run(tmp_path, method=FROM_GRADIENTS[method], optimisation={"form": form})
     run.train_step(lambda: False)
     run.train_step(lambda: False)
     before = {layer.name: subspace(run, layer) for layer in run.method.layers}
@@ -165,8 +184,9 @@ def test_a_gradient_that_is_not_finite_keeps_the_old_subspace_and_is_counted(
         assert kept == ("q_proj" in layer.name), layer.name
 
 
-def test_without_an_old_basis_a_random_one_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, found = make_run(tmp_path)
+@pytest.mark.parametrize("form", FORMS)
+def test_without_an_old_basis_a_random_one_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    run, found = make_run(tmp_path, optimisation={"form": form})
     spoil(monkeypatch, "", float("nan"))
     run.train_step(lambda: False)
     switched = next(e for e in found if isinstance(e, events.Switched))
@@ -177,8 +197,11 @@ def test_without_an_old_basis_a_random_one_serves(tmp_path: Path, monkeypatch: p
         assert (p.T @ p - torch.eye(layer.rank)).abs().max() < 1e-5
 
 
-def test_a_decomposition_that_fails_keeps_the_old_basis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, found = make_run(tmp_path, method={"period": 1})
+@pytest.mark.parametrize("form", FORMS)
+def test_a_decomposition_that_fails_keeps_the_old_basis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    run, found = make_run(tmp_path, method={"period": 1}, optimisation={"form": form})
     run.train_step(lambda: False)
 
     def fails(*_: Any) -> torch.Tensor:

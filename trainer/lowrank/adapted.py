@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from trainer.errors import SpecError
 from trainer.lowrank.linalg import wide
+from trainer.lowrank.merged import merged_product
 from trainer.lowrank.probe import Probe, capture
 from trainer.lowrank.rounding import stochastic_bf16
 from trainer.lowrank.targets import target_linears
@@ -79,9 +80,16 @@ class Adapted(nn.Module):
 class FrozenLinear(Adapted):
     """W frozen, plus a change Δ that is trained in a subspace and merged at a switch: W_eff = s·W + Δ.
 
-    `scale` is s, the decoupled weight decay that W has collected; W is written only at a switch.
+    `scale` is s, the decoupled weight decay that W has collected; W is written only at a switch. Where the run wants it
+    `merged`, W is W_eff itself, brought up to date after every step (`absorb`): s is 1, and Δ is 0 between steps.
     `ready` says whether the layer has been given a subspace yet.
     """
+
+    merged = False
+    # Of merged layers: how often the forward pass has come by since this was last set to 0, and what changes the
+    # subspace in the backward pass (`trainer.lowrank.inbackward`).
+    calls = 0
+    switching: Any = None
 
     def __init__(self, linear: nn.Linear, name: str) -> None:
         super().__init__(linear, name)
@@ -102,6 +110,21 @@ class FrozenLinear(Adapted):
     def trained(self) -> list[nn.Parameter]:
         return [self.core]
 
+    def product(self, x: Tensor) -> Tensor:
+        return self.with_bias(merged_product(x, self)) if self.merged else self.apart_product(x)
+
+    @abstractmethod
+    def apart_product(self, x: Tensor) -> Tensor:
+        """`product` from W and Δ, each by itself."""
+
+    @abstractmethod
+    def from_gradient(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        """∂L/∂θ of what is `trained`, from G (m, n)."""
+
+    def core_gradients(self, g: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        """The same from the gradient g (b, m) of the output and the input x (b, n)."""
+        return self.from_gradient(g.T @ x)
+
     def effective(self, read: Read) -> Tensor:
         # A copy: `read` may have handed out the parameter itself.
         return wide(read(self.weight)).mul(self.scale).add_(self.change(read))
@@ -118,6 +141,8 @@ class FrozenLinear(Adapted):
         From the core's fp32 master, not its low-precision copy: what the optimizer has learnt is merged whole. s stays
         apart, W ← W + Δ/s: rounded to bf16 at every switch, a decay below half a unit in the last place would be lost.
         """
+        if self.merged:
+            return
         if self.scale < 0.5:
             self.write_frozen(self.weight, self.effective(shards.read), shards, step)
             self.scale = 1.0
@@ -126,8 +151,25 @@ class FrozenLinear(Adapted):
             self.write_frozen(self.weight, whole, shards, step)
         shards.write(self.core, torch.zeros(shape_of(self.core), device=shards.device))
 
+    def absorb(self, shards: Shards, step: int, keep: float) -> None:
+        """After the optimizer's `step`: W ← keep·W + Δ, core ← 0. Collective. `keep` is 1 − ηλ."""
+        if self.rounding_seed is None and not shards.has_frozen_master(self.weight):
+            self.add_change(shards, keep)
+        else:
+            whole = wide(shards.read(self.weight)).mul(keep).add_(self.change(shards.read))
+            self.write_frozen(self.weight, whole, shards, step)
+        shards.clear(self.core)
+
+    def add_change(self, shards: Shards, keep: float) -> None:
+        """W ← keep·W + Δ in place, rounded to nearest. Collective."""
+        shards.write(self.weight, wide(shards.read(self.weight)).mul(keep).add_(self.change(shards.read)))
+
     def state(self) -> dict[str, Any]:
-        return {"scale": self.scale, "ready": self.ready}
+        return {"scale": self.scale, "ready": self.ready, "merged": self.merged}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        # A checkpoint's run goes on in the form that it had; before there was a choice all were factored.
+        super().load_state({"merged": False} | state)
 
 
 Make = Callable[[nn.Linear, str, int], Adapted]

@@ -87,9 +87,15 @@ class EntriesLinear(FrozenLinear):
     def core(self) -> nn.Parameter:
         return self.values
 
-    def product(self, x: Tensor) -> Tensor:
+    def apart_product(self, x: Tensor) -> Tensor:
         y = entries_product(x, self.weight, self.scale, self.values, self.positions, self.shape)
         return self.with_bias(y)
+
+    def from_gradient(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        return (gradient.flatten()[self.positions.long()].to(self.values),)
+
+    def add_change(self, shards: Shards, keep: float) -> None:
+        shards.add_entries(self.weight, keep, self.positions, self.values)
 
     def change(self, read: Read) -> Tensor:
         return with_entries(None, 1.0, wide(read(self.values)), read(self.positions), self.shape)

@@ -48,8 +48,11 @@ def randomized_basis(
     for _ in range(power_iterations):
         span, _ = torch.linalg.qr(matrix.T @ span)
         span, _ = torch.linalg.qr(matrix @ span)
-    inner, _, _ = torch.linalg.svd(span.T @ matrix, full_matrices=False)
-    return canonical_signs(span @ inner[:, :rank])
+    # Left singular vectors of the small matrix (width, n) are the eigenvectors of its Gram matrix: a tenth of an SVD's
+    # time. In float64, where squaring loses no digit that float32 had; eigenvalues ascend.
+    small = (span.T @ matrix).double()
+    _, inner = torch.linalg.eigh(small @ small.T)
+    return canonical_signs(span @ inner.flip(1)[:, :rank].to(span))
 
 
 def random_basis(rows: int, rank: int, generator: torch.Generator) -> Tensor:

@@ -40,8 +40,18 @@ class ProjectedLinear(FrozenLinear):
         """The fixed factor: B = P (m, r) when left, A = Qᵀ (r, n) when right."""
         return self.B if self.side == "left" else self.A
 
-    def product(self, x: Tensor) -> Tensor:
+    def apart_product(self, x: Tensor) -> Tensor:
         return self.frozen_product(x) + functional.linear(functional.linear(x, self.A), self.B)
+
+    def from_gradient(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        left, right = self.B.to(gradient), self.A.to(gradient)
+        return ((left.T @ gradient if self.side == "left" else gradient @ right.T).to(self.core),)
+
+    def core_gradients(self, g: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        return ((g @ self.B).T @ x if self.side == "left" else g.T @ functional.linear(x, self.A),)
+
+    def add_change(self, shards: Shards, keep: float) -> None:
+        shards.add_product(self.weight, keep, self.B, self.A)
 
     def change(self, read: Read) -> Tensor:
         return wide(read(self.B)) @ wide(read(self.A))

@@ -42,12 +42,8 @@ class _Product(torch.autograd.Function):
         x, weight, basis = ctx.saved_tensors
         layer: ResidualLinear = ctx.layer
         to_x = g @ with_entries(weight, ctx.scale, layer.residual, layer.positions, layer.shape)
-        # Wide, because ΔG is a small difference of large numbers.
-        gradient, q = wide(g.flatten(0, -2)).T @ wide(x.flatten(0, -2)), wide(basis)
-        places = layer.positions.long()
-        seen = ((gradient @ q.T) @ q).flatten()[places]
-        collected = torch.stack([gradient.flatten()[places] - seen, QUIET * seen])
-        return to_x, None, collected.to(layer.collector.dtype), None, None
+        collected, _ = layer.collected(wide(g.flatten(0, -2)).T @ wide(x.flatten(0, -2)), basis)
+        return to_x, None, collected, None, None
 
 
 class ResidualLinear(ProjectedLinear):
@@ -68,13 +64,41 @@ class ResidualLinear(ProjectedLinear):
         self.register_buffer("second", values[2].clone())  # ΔV
         self.active, self.updates = False, 0
 
-    def product(self, x: Tensor) -> Tensor:
+    def apart_product(self, x: Tensor) -> Tensor:
         if not self.active:
             # The collector takes part all the same, with a gradient of 0: every engine expects one of every parameter.
-            return super().product(x) + 0.0 * self.collector.sum()
+            return super().apart_product(x) + 0.0 * self.collector.sum()
         core = functional.linear(functional.linear(x, self.A), self.B)
         y: Tensor = _Product.apply(x, self.weight, self.collector, self.A, self)  # type: ignore[no-untyped-call]
         return self.with_bias(y + core)
+
+    def collected(self, gradient: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+        """(the collector's gradient (2, k), G Q (m, r)). G (m, n) is wide: ΔG is a small difference of large ones."""
+        q = wide(basis)
+        places, projected = self.positions.long(), gradient @ q.T
+        seen = (projected @ q).flatten()[places]
+        collected = torch.stack([gradient.flatten()[places] - seen, QUIET * seen])
+        return collected.to(self.collector.dtype), projected
+
+    def from_gradient(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        if not self.active:
+            return *super().from_gradient(gradient), torch.zeros_like(self.collector)
+        collected, projected = self.collected(gradient, self.A)
+        return projected.to(self.B), collected
+
+    def core_gradients(self, g: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        if not self.active:
+            return *super().core_gradients(g, x), torch.zeros_like(self.collector)
+        return self.from_gradient(wide(g).T @ wide(x))
+
+    def add_change(self, shards: Shards, keep: float) -> None:
+        super().add_change(shards, keep)
+        if self.active:
+            shards.add_entries(self.weight, 1.0, self.positions, self.residual)
+
+    def absorb(self, shards: Shards, step: int, keep: float) -> None:
+        super().absorb(shards, step, keep)
+        self.residual.zero_()
 
     def change(self, read: Read) -> Tensor:
         change = super().change(read)

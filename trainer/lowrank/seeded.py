@@ -88,9 +88,25 @@ class SeededLinear(FrozenLinear):
         rows = self.rows if self.side == "left" else self.columns
         return Seeded(rows, self.rank, self.deviation, self.pinv, self.seed, self.stream, self.epoch)
 
-    def product(self, x: Tensor) -> Tensor:
+    def apart_product(self, x: Tensor) -> Tensor:
         part: Tensor = _Product.apply(x, self.small, self.basis(), self.side)  # type: ignore[no-untyped-call]
         return self.frozen_product(x) + part
+
+    def from_gradient(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        down = self.basis().down(gradient)
+        return ((down.T @ gradient if self.side == "left" else gradient @ down).to(self.small),)
+
+    def core_gradients(self, g: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        down = self.basis().down(g)
+        return ((g @ down).T @ x if self.side == "left" else g.T @ (x @ down),)
+
+    def add_change(self, shards: Shards, keep: float) -> None:
+        basis, core = self.basis(), shards.current(self.small)
+        up = basis.up(basis.down(core))
+        if self.side == "left":
+            shards.add_product(self.weight, keep, up, core)
+        else:
+            shards.add_product(self.weight, keep, core, up.T)
 
     def change(self, read: Read) -> Tensor:
         core, basis = wide(read(self.small)), self.basis()

@@ -146,7 +146,7 @@ class _Choosing:
 
     def _decide(self, index: int, gradient: Tensor | None) -> None:
         layer = self._layers[index]
-        choice = _choose_or_none(self._choose, layer, gradient, generator_for(self._seed, self._step, index))
+        choice = choose_or_none(self._choose, layer, gradient, generator_for(self._seed, self._step, index))
         if choice is not None and gradient is not None:
             self.energy += layer.energy(gradient, choice)
         if choice is None:
@@ -155,9 +155,10 @@ class _Choosing:
         self.chosen[index] = choice
 
 
-def _choose_or_none(
+def choose_or_none(
     choose: Choose, layer: Switching, gradient: Tensor | None, generator: torch.Generator
 ) -> Tensor | None:
+    """The layer's new subspace, or None where the gradient is not finite or the decomposition fails."""
     if gradient is not None and not bool(torch.isfinite(gradient).all()):
         return None
     try:

@@ -114,6 +114,9 @@ class Method:
         """Before the step's forward pass; on all ranks."""
         return None
 
+    def after_forward(self, context: StepContext) -> None:
+        """Between a micro-batch's forward pass and its backward pass; on all ranks."""
+
     def after_step(self, context: StepContext) -> SwitchReport | None:
         """After the optimizer's update; on all ranks."""
         return None

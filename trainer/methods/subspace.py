@@ -13,11 +13,14 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainer.config import TrainingSpec
+from trainer.lowrank.adapted import OnModule, leave
+from trainer.lowrank.inbackward import SwitchInBackward
 from trainer.lowrank.probe import Give, each_gradient
-from trainer.lowrank.switch import SwitchReport, switch
+from trainer.lowrank.switch import Gradients, SwitchReport, switch
 from trainer.methodconfig import GradientSettings, SubspaceSettings
 from trainer.methods.base import Method, StepContext
 
@@ -32,9 +35,14 @@ class Subspace(Method):
         assert isinstance(spec.method, SubspaceSettings)
         self.config = spec.method
 
+    def attach(self, model: nn.Module, fill: OnModule = leave, done: OnModule = leave) -> None:
+        super().attach(model, fill, done)
+        for layer in self.layers:
+            layer.merged = self.spec.optimisation.form == "merged"
+
     @abstractmethod
-    def switch(self, context: StepContext) -> SwitchReport:
-        """Give every layer its next subspace. Collective."""
+    def switch(self, context: StepContext) -> SwitchReport | None:
+        """Give every layer its next subspace, or see to it that the step does. Collective."""
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         cores = [layer.core for layer in self.layers]
@@ -47,14 +55,17 @@ class Subspace(Method):
     def before_step(self, context: StepContext) -> SwitchReport | None:
         if context.step % self.config.period:
             return None
-        report = self.switch(context)
         if self.moments == "reset":
             context.shards.forget("cores", [layer.core for layer in self.layers])
-        return report
+        return self.switch(context)
 
     def after_step(self, context: StepContext) -> SwitchReport | None:
+        keep = 1.0 - context.learning_rate * self.decay
         for layer in self.layers:
-            layer.scale *= 1.0 - context.learning_rate * self.decay
+            if layer.merged:
+                layer.absorb(context.shards, context.step, keep)
+            else:
+                layer.scale *= keep
         return None
 
     @property
@@ -66,6 +77,12 @@ class Subspace(Method):
 class ChosenSubspace(Subspace):
     """A subclass says how one layer's subspace is chosen, and whether the choice depends on the gradient."""
 
+    def __init__(self, spec: TrainingSpec) -> None:
+        super().__init__(spec)
+        # A switch that this step's backward pass makes, or that its forward pass has led to.
+        self._switching: SwitchInBackward | None = None
+        self._probed: SwitchReport | None = None
+
     @abstractmethod
     def choose(self, layer: Any, gradient: Tensor | None, generator: torch.Generator) -> Tensor:
         """The layer's new subspace, from its gradient (m, n) where one was asked for. May raise LinAlgError."""
@@ -74,12 +91,41 @@ class ChosenSubspace(Subspace):
         """Whether the switch before the 0-based `step` asks for the step's own gradient."""
         return True
 
-    def switch(self, context: StepContext) -> SwitchReport:
+    def switch(self, context: StepContext) -> SwitchReport | None:
+        if not self.needs_gradient(context.step):
+            return self._switch_by(None, context)
+        merged = all(layer.merged for layer in self.layers)
+        if merged and dist.get_world_size() == len(context.micro_batches) == 1:
+            for layer in self.layers:
+                layer.calls = 0
+            arguments = (self.layers, self.choose, context.shards, self.spec.optimisation.seed, context.step)
+            self._switching = SwitchInBackward(*arguments, carry=self.moments == "carried")
+            return None
+        return self._switch_by_probe(context)
+
+    def after_forward(self, context: StepContext) -> None:
+        if self._switching is None:
+            return
+        if all(layer.calls <= 1 for layer in self.layers):
+            self._switching.arm()
+        else:
+            # A layer's gradient comes in parts, and a basis is chosen from their sum.
+            self._switching, self._probed = None, self._switch_by_probe(context)
+
+    def after_step(self, context: StepContext) -> SwitchReport | None:
+        super().after_step(context)
+        report = self._switching.report() if self._switching else self._probed
+        self._switching = self._probed = None
+        return report
+
+    def _switch_by_probe(self, context: StepContext) -> SwitchReport:
         def gradients(give: Give) -> None:
             assert isinstance(self.config, GradientSettings)
             at_once = self.config.gradients_at_once
             each_gradient(context.model, self.layers, context.micro_batches, at_once, give)
 
+        return self._switch_by(gradients, context)
+
+    def _switch_by(self, gradients: Gradients | None, context: StepContext) -> SwitchReport:
         seed, carry = self.spec.optimisation.seed, self.moments == "carried"
-        asked = gradients if self.needs_gradient(context.step) else None
-        return switch(self.layers, asked, self.choose, context.shards, seed, context.step, carry)
+        return switch(self.layers, gradients, self.choose, context.shards, seed, context.step, carry)
