@@ -74,7 +74,7 @@ def test_events_of_an_outage_are_stored_when_it_is_over(quick: Settings, monkeyp
 def test_a_lease_that_cannot_be_renewed_ends_the_trainer_with_a_checkpoint_and_writes_nothing(
     quick: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    patient = quick.model_copy(update={"lease_seconds": 20})
+    patient = quick.model_copy(update={"lease_seconds": 30})
     database, job_id = submit(patient, optimisation={"steps": 100_000})
     Outage(monkeypatch, "beat", "record")
     began = time.monotonic()
