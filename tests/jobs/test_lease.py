@@ -276,3 +276,15 @@ def test_the_database_refuses_points_of_an_unknown_job(database: Database) -> No
 
     with pytest.raises(IntegrityError), database.transaction() as session:
         session.add(Point(job_id="job-none", **step(1, 1.0).model_dump(exclude={"type"})))
+
+
+def test_a_batch_with_a_second_start_in_it_keeps_what_came_of_both(database: Database, settings: Settings) -> None:
+    job = submit(database, settings)
+    told = [started(0), *(step(number, 1.0) for number in range(1, 6)), step(5, 2.0), started(2), step(3, 0.5)]
+    record(database, claim(database, settings, job), told, 1)
+    assert [(point.step, point.loss) for point in store.points(database, job.id).items] == [
+        (1, 1.0),
+        (2, 1.0),
+        (3, 0.5),
+    ]
+    assert store.get(database, job.id).step == 3
