@@ -4,7 +4,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, Select, delete, insert, literal, select, text
+from sqlalchemy import JSON, BigInteger, ColumnElement, Select, cast, delete, insert, literal, select, text
 from sqlalchemy.orm import Session
 
 from jobs import submission
@@ -120,7 +120,7 @@ def _curves(session: Session, which: ColumnElement[bool], steps: int) -> None:
         "loss": 3.0 + 1.0 / number.c.step,
         "learning_rate": literal(0.01),
         "gradient_norm": literal(1.0),
-        "tokens": number.c.step * 131072,
+        "tokens": cast(number.c.step, BigInteger) * 131072,
         "seconds": literal(1.0),
         "projection_seconds": literal(0.0),
         "tokens_per_second": literal(131072.0),

@@ -12,6 +12,8 @@ from jobs.errors import UnknownCursor
 from jobs.store import Page
 from jobs.tables import JobEvent, Point
 
+_LAST_STEP = 2**31 - 1  # that its column can hold
+
 
 def newest(
     database: Database, job_id: str, after: tuple[type[JobEvent] | type[Point], int] | None, limit: int
@@ -26,6 +28,7 @@ def newest(
         if after is not None:
             kind, number = after
             if kind is Point:
+                number = min(number, _LAST_STEP)
                 events, points = events.where(JobEvent.reached < number), points.where(Point.step < number)
             else:
                 reached = session.scalar(

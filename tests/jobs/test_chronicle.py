@@ -61,6 +61,7 @@ def test_a_page_goes_on_behind_a_step_that_was_undone_and_not_behind_an_event_th
     lease = claim(database, settings, job)
     record(database, lease, [started(0), *(step(number, 1.0) for number in range(1, 9))], 1)
     record(database, lease, [started(4)], 2)
+    assert len(chronicle.newest(database, job.id, (Point, 10**17), 1).items) == 1
     page = chronicle.newest(database, job.id, (Point, 7), 3)
     assert [one.type if isinstance(one, JobEvent) else one.step for one in page.items] == ["started", 4, 3]
     other = submit(database, settings)
