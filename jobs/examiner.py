@@ -175,7 +175,8 @@ def _run(command: list[str], inherited: re.Pattern[str], wait: Waiting) -> tuple
     """(exit status, output, errors). What parses a stranger's file knows no password of ours."""
     environment = {name: value for name, value in os.environ.items() if inherited.fullmatch(name)}
     if inherited is _ALONE:
-        environment["HF_HUB_OFFLINE"] = "1"
+        # Nor does it need the token that somebody has once logged in with.
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_TOKEN_PATH": os.devnull}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=environment) as process:
         resource.prlimit(process.pid, resource.RLIMIT_AS, (_MOST_MEMORY, _MOST_MEMORY))

@@ -72,11 +72,11 @@ class Checker:
     def _keep(self) -> None:
         while not self._stop.wait(_UPKEEP_SECONDS):
             try:
-                files.remove_due(self._database, self._settings)
-                files.forget_copies(self._database, self._settings)
-                filestore.sweep(self._settings)
                 self.catch_up()
-            except SQLAlchemyError as error:
+                files.remove_due(self._database, self._settings)
+                filestore.sweep(self._settings)
+                files.forget_copies(self._database, self._settings)
+            except (SQLAlchemyError, StoreAway) as error:
                 log.warning("files are looked after later: %s", error)
             except Exception:
                 log.exception("files are looked after later")

@@ -203,25 +203,32 @@ def remove_due(database: Database, settings: Settings) -> int:
 
 def forget_copies(database: Database, settings: Settings) -> None:
     """Of files that are gone, and of those that no unfinished job needs and nobody has asked for lately: from this
-    machine, not from the store."""
+    machine, not from the store. What the store has not got is no copy, and stays. Raises StoreAway."""
     copies = filestore.copies(settings)
     # Listed before they are looked up: a file's row is there before any copy of it.
     known = _known(database, list(copies)) if copies else {}
     for file_id, used in copies.items():
-        needed = known.get(file_id)
-        if needed is None or not (needed or used):
+        if file_id not in known:
             filestore.forget_copy(settings, file_id)
+            continue
+        stored, needed = known[file_id]
+        if needed or used:
+            continue
+        if filestore.is_stored(settings, stored):
+            filestore.forget_copy(settings, file_id)
+        else:
+            log.warning("%s is here and not in %s: bring it there", file_id, settings.files_url)
 
 
-def _known(database: Database, file_ids: Sequence[str]) -> dict[str, bool]:
+def _known(database: Database, file_ids: Sequence[str]) -> dict[str, tuple[StoredFile, bool]]:
     """Of the files that are there: whether an unfinished job needs it."""
-    found: dict[str, bool] = {}
+    found: dict[str, tuple[StoredFile, bool]] = {}
     with database.reading() as session:
         for begin in range(0, len(file_ids), _AT_ONCE):
             some = StoredFile.id.in_(file_ids[begin : begin + _AT_ONCE])
-            there = select(StoredFile.id, _needed()).where(some, StoredFile.status != Status.DELETED)
-            for file_id, needed in session.execute(there):
-                found[file_id] = needed
+            there = select(StoredFile, _needed()).where(some, StoredFile.status != Status.DELETED)
+            for stored, needed in session.execute(there):
+                found[stored.id] = stored, needed
     return found
 
 

@@ -7,6 +7,7 @@ With STIEFEL_FILES_URL the directory holds copies only: a worker fetches what it
 """
 
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -21,6 +22,8 @@ from jobs.settings import Settings
 from jobs.tables import StoredFile
 from trainer import durable
 from trainer.records import KINDS
+
+log = logging.getLogger("stiefel.files")
 
 PIECE = 2**20  # bytes that are read at a time
 _PART = 8 * 2**20  # of an upload to S3 in parts
@@ -170,13 +173,26 @@ def copies(settings: Settings) -> dict[str, bool]:
     found = {}
     for directory in settings.files.glob("file-*") if settings.files_url else ():
         with suppress(FileNotFoundError):  # forgotten by another process
+            if not directory.is_dir():
+                continue
             found[directory.name] = directory.stat().st_mtime > time.time() - _COPY_SECONDS
     return found
 
 
 def forget_copy(settings: Settings, file_id: str) -> None:
-    with suppress(FileNotFoundError):
+    try:
         shutil.rmtree(settings.files / file_id)
+    except FileNotFoundError:
+        pass  # by another process
+    except OSError as error:
+        log.warning("the copy of %s cannot be removed: %s", file_id, error)
+
+
+def is_stored(settings: Settings, stored: StoredFile) -> bool:
+    """Whether the store has its bytes. Raises StoreAway."""
+    with _reaching("read"):
+        fs, root = _store(settings)
+        return bool(fs.exists(f"{root}/{stored.id}/{_name(stored)}"))
 
 
 def _incoming(settings: Settings) -> Path:

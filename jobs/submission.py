@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from jobs import files, keys
+from jobs import files, keys, models
 from jobs.database import Database, clock
 from jobs.errors import FileUnknown, IdempotencyReused, Refused
 from jobs.inputs import Inputs
@@ -18,7 +18,7 @@ from jobs.journal import add_event, announce_later
 from jobs.requests import JobRequest
 from jobs.settings import Settings
 from jobs.states import State
-from jobs.tables import CheckpointRow, Job
+from jobs.tables import Job
 from trainer.errors import SpecError
 
 
@@ -187,7 +187,12 @@ def _check_base(session: Session, inputs: Inputs) -> None:
     if inputs.base is None:
         return
     job_id, step = inputs.base
-    held = select(Job.id).where(Job.id == job_id).with_for_update(read=True)
-    checkpoint = select(CheckpointRow.step).where(CheckpointRow.job_id == job_id, CheckpointRow.step == step)
-    if session.scalar(held) is None or session.scalar(checkpoint) is None:
+    base = session.scalar(select(Job).where(Job.id == job_id).with_for_update(read=True))
+    steps = models.kept_steps(session, base) if base is not None else []
+    if not steps:
         raise Refused("model.hub", f"the model of {job_id} has been deleted meanwhile", "model_not_found")
+    if step not in steps:
+        has = ", ".join(map(str, steps))
+        raise Refused(
+            "model.hub", f"the checkpoint of step {step} has gone meanwhile, left are {has}", "model_not_found"
+        )

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -228,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--per-owner",
-        type=int,
+        type=_at_least(1),
         default=3,
         help="requests of one API key that may wait, the one that is answered included. Default: 3",
     )
@@ -237,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--exports-bytes",
-        type=int,
+        type=_at_least(0),
         metavar="BYTES",
         default=os.environ.get(EXPORTS_BYTES, MOST_BYTES),
         help="of the models of jobs that were made beside all runs; those not used for longest are removed. Default: "
@@ -251,6 +252,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print each method's JSON Schema")
     command.set_defaults(command=methods)
     return parser
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """Of an argument: a whole number that is not below."""
+
+    def number(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        return int(text)
+
+    return number
 
 
 if __name__ == "__main__":

@@ -92,11 +92,13 @@ def exported(
             # First: what lies there without it is taken for somebody else's.
             _used(out).touch()
             code = _export(rundir, step, lock, gone, said, environment)
-            if code != 0:
-                _used(out).unlink()
+            # Whole, whatever has become of the exporter afterwards.
+            made = out.is_dir()
+            if not made:
+                _used(out).unlink(missing_ok=True)
             if code is None:
                 return None
-            if code != 0:
+            if not made:
                 raise ExportFailed(rundir, step, code, _tail(said))
         export = _in_use(out)
     if not there:
@@ -108,8 +110,9 @@ def tidy(runs: Path, most_bytes: int) -> None:
     """Remove exports that were made here, those first that were asked for longest ago, until what is left beside all
     `runs` has at most `most_bytes`. Those in use stay, whatever they have."""
     found = []
-    for used in runs.glob(f"*/exports/*{_ENDING}"):
-        with contextlib.suppress(FileNotFoundError):
+    for used in runs.glob(f"*/exports/step-*{_ENDING}"):
+        # Somebody is quicker, or nobody may look: no reason to fail for whoever has made the newest.
+        with contextlib.suppress(OSError):
             found.append((used.stat().st_mtime, _size(_of(used)), used))
     total = sum(size for _, size, _ in found)
     for _, size, used in sorted(found):

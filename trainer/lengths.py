@@ -47,9 +47,15 @@ class FileTokens:
         try:
             self._lengths.add(example)
         except BadExample as error:
-            self._refused += 1
-            # Of a template's own words: a database takes no NUL.
-            self._reason = self._reason or error.reason[:300].replace("\0", "\ufffd")
+            self._refuse(error.reason)
+        except (UnicodeError, RecursionError) as error:
+            # Half a surrogate pair in a call's arguments, which only parsing them brings to light; too many brackets.
+            self._refuse(f"its tool calls cannot be written out: {type(error).__name__}")
+
+    def _refuse(self, reason: str) -> None:
+        self._refused += 1
+        # Of a template's own words: a database takes no NUL.
+        self._reason = self._reason or reason[:300].replace("\0", "\ufffd")
 
     def result(self) -> dict[str, Any]:
         counted = self._lengths.result()

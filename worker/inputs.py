@@ -93,7 +93,11 @@ def make(
     base = _exported(settings, *needed.base, rundir, environment, cancelled)
     if base is None:
         return None
-    keep_configuration(base.path, rundir)
+    try:
+        keep_configuration(base.path, rundir)
+    except BaseException:
+        base.close()
+        raise
     return Made((*granted, str(base.path)), base)
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from jobs import files, filestore, workers
 from jobs.database import Database
+from jobs.errors import StoreAway
 from jobs.settings import Settings
 from jobs.workers import Card
 from worker.devices import storage
@@ -46,9 +47,9 @@ class Presence(threading.Thread):
     def _tidy(self) -> None:
         """Uploaded files that are deleted shall not stay here, nor what was fetched by half."""
         try:
-            files.forget_copies(self._database, self._settings)
             filestore.sweep(self._settings)
-        except (SQLAlchemyError, OSError) as error:
+            files.forget_copies(self._database, self._settings)
+        except (SQLAlchemyError, StoreAway, OSError) as error:
             log.warning("copies of files are tidied later: %s", error)
 
     def end(self) -> None:

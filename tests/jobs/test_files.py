@@ -350,6 +350,18 @@ def test_a_copy_goes_with_its_file_and_when_nobody_asks_for_it(
     assert filestore.ensure_local(worker, unused).read_bytes() == CONTENT
 
 
+def test_what_was_there_before_there_was_a_store_is_no_copy(
+    database: Database, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = stored(database, settings)
+    os.utime(filestore.local_path(settings, file).parent, (0, 0))
+    remote = settings.model_copy(update={"files_url": f"memory://{settings.home.name}-later"})
+    (settings.files / "file-that-is-none").write_text("")
+    files.forget_copies(database, remote)
+    assert filestore.local_path(settings, file).read_bytes() == CONTENT
+    assert f"{file.id} is here and not in memory://" in caplog.text
+
+
 def test_where_there_is_no_store_nothing_is_taken_for_a_copy(database: Database, settings: Settings) -> None:
     """As after restoring a database that is older than the files."""
     file = stored(database, settings)

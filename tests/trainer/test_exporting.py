@@ -88,6 +88,22 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return ask
 
 
+def test_an_export_that_is_whole_counts_whatever_its_exporter_ended_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Any
+) -> None:
+    written = exporting._export
+
+    def killed_at_its_end(*arguments: Any) -> int:
+        written(*arguments)
+        return -9
+
+    monkeypatch.setattr(exporting, "_export", killed_at_its_end)
+    made("a", 1).close()
+    made("b", 1).close()
+    made("c", 1, most_bytes=150).close()
+    assert exports(tmp_path) == ["c step-00000001"]
+
+
 def exports(directory: Path) -> list[str]:
     return sorted(f"{path.parts[-3]} {path.name}" for path in directory.glob("*/exports/step-*") if path.is_dir())
 

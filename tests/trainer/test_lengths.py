@@ -152,3 +152,17 @@ def test_bytes_need_no_library_and_others_name_theirs(tmp_path: Path) -> None:
 def test_a_tokeniser_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="cannot be loaded"):
         counter(str(tmp_path))
+
+
+@pytest.mark.parametrize("arguments", ['{"a": "\\ud800"}', "[" * 100_000], ids=["half a pair", "brackets"])
+def test_calls_that_cannot_be_written_out_are_not_counted_and_no_error(arguments: str) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [call]}]
+    odd = Chat(tuple(messages), None)
+    plain = Chat((messages[0], {"role": "assistant", "content": "b"}), None)
+    measure = FileTokens("bytes", count_bytes)
+    for example in (odd, plain):
+        measure.add(example)
+    found = measure.result()["tokens"]
+    assert found["tokens"] >= count_bytes(plain)[0]
+    assert found.get("not_counted", 0) == (1 if "ud800" in arguments else 0)

@@ -18,5 +18,5 @@ def _call(call: Any) -> Any:
         return call
     try:
         return call | {"function": function | {"arguments": json.loads(function["arguments"])}}
-    except ValueError:
+    except (ValueError, RecursionError):
         return call
