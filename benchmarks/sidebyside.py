@@ -3,18 +3,16 @@
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from functools import partial
 from typing import Any, Protocol
 
-with redirect_stdout(sys.stderr):
-    # DeepSpeed logs to whatever is stdout while it is imported, and stdout is for results.
-    import deepspeed  # noqa: F401
 import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
+from benchmarks.alone import alone  # first of all: it says what is logged where
 from trainer.assemble import assemble
 from trainer.batch import Batch
 from trainer.config import TrainingSpec
@@ -24,7 +22,6 @@ from trainer.methods import make_method
 from trainer.methods.loro import Loro
 from trainer.model import build_model
 from trainer.presets import LLAMA_TARGETS
-from trainer.process import free_port
 from trainer.tokenizer import load_tokenizer
 from trainer.train import distributed
 from trainer.update import update
@@ -45,10 +42,7 @@ _RATE = 1e-4
 
 def measure(arguments: Any) -> dict[str, dict[str, Any]]:
     """Seconds of each variant's steps and switches; on all ranks alike, since a step ends when the last has ended."""
-    own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    if "RANK" not in os.environ:
-        os.environ.update(own | {"MASTER_PORT": str(free_port())})
-    with distributed():
+    with distributed() if "RANK" in os.environ else alone():
         return _measured(arguments)
 
 
@@ -139,7 +133,7 @@ class Ours:
         return sum(report.seconds for report in made.reports) if made.reports else None
 
 
-class Plain:
+class Plain(ABC):
     """A loop without an engine, as a package's own examples have it."""
 
     def __init__(self, arguments: Any) -> None:
@@ -150,8 +144,9 @@ class Plain:
         self.rank = arguments.rank
         self.optimizer = self.make()
 
+    @abstractmethod
     def make(self) -> torch.optim.Optimizer:
-        raise NotImplementedError
+        """The package's, for `self.model`, which it may change."""
 
     def step(self, batches: list[Batch]) -> None:
         for batch in batches:

@@ -2,8 +2,8 @@
 
 All variants hold the same model and take steps in turn on the same batches, so that whatever else the machine does
 slows all of them; figures are medians over the rounds, and what matters are the ratios to the first variant, round by
-round.
-A switch of subspaces is timed apart, and `mean` is a step with its share of one every `--period` steps.
+round. A switch of subspaces is timed apart; `ratio with switches` is that of a step with its share of one every
+`--period` steps.
 
 `package:` variants run in a plain loop outside of any engine: galore-torch's GaLoreAdamW, and peft with torch's AdamW.
 """

@@ -28,7 +28,6 @@ from deepspeed.utils import (
 )
 from torch import Tensor
 
-from trainer.lowrank.linalg import wide
 from trainer.optimizer import MOMENTS, Rules
 from trainer.swapped import group_in_memory, shard_in_memory
 
@@ -152,9 +151,9 @@ class Shards:
         self._change_shard(parameter, keep, run)
 
     def _factor(self, value: Any) -> Tensor:
-        """The whole, float32 or wider where stage 3 adds with it."""
+        """The whole, in float32 where stage 3 adds with it."""
         factor: Tensor = self.current(value) if isinstance(value, torch.nn.Parameter) else value
-        return factor if self._stage < 3 or not factor.is_floating_point() else wide(factor)
+        return factor.float() if self._stage == 3 and factor.is_floating_point() else factor
 
     def _change_shard(self, parameter: Any, keep: float, run: Callable[[int, int], Tensor]) -> None:
         """Stage 3: W ← keep·W + change; `run` makes the elements of the change from one to another."""
@@ -164,7 +163,7 @@ class Shards:
             with shard_in_memory(parameter, change=True) as shard:
                 mine = shard.view(-1)[: stop - start]
                 # Rounded once, where the shard is narrower than its change.
-                mine.copy_(wide(mine) * keep + run(start, stop).to(mine.device))
+                mine.copy_(mine.float() * keep + run(start, stop).to(mine.device))
         if parameter.ds_status == ZeroParamStatus.AVAILABLE:
             parameter.data.copy_(self.read(parameter).to(parameter))
 

@@ -8,7 +8,6 @@ import torch
 
 from tests.trainer.alone import make_run
 from trainer import events
-from trainer.lowrank import inbackward
 from trainer.lowrank import switch as switching
 from trainer.lowrank.entries import EntriesLinear
 from trainer.lowrank.probe import Give, each_gradient
@@ -135,8 +134,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, name_part: str, value: float) -> None
             gradient[0, 0] = value
         return choose_or_none(choose, layer, gradient, generator)
 
-    for module in (switching, inbackward):
-        monkeypatch.setattr(module, "choose_or_none", spoilt)
+    monkeypatch.setattr(switching, "choose_or_none", spoilt)
 
 
 def subspace(run: Run, layer: Any) -> torch.Tensor:

@@ -160,9 +160,9 @@ class FrozenLinear(Adapted):
             self.write_frozen(self.weight, whole, shards, step)
         shards.clear(self.core)
 
+    @abstractmethod
     def add_change(self, shards: Shards, keep: float) -> None:
         """W ← keep·W + Δ in place, rounded to nearest. Collective."""
-        shards.write(self.weight, wide(shards.read(self.weight)).mul(keep).add_(self.change(shards.read)))
 
     def state(self) -> dict[str, Any]:
         return {"scale": self.scale, "ready": self.ready, "merged": self.merged}

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from trainer.lowrank.linalg import wide
-from trainer.lowrank.switch import Choose, SwitchReport, choose_or_none, generator_for
+from trainer.lowrank.switch import Choose, SwitchReport, decided, generator_for
 from trainer.zero import Shards
 
 
@@ -39,7 +39,9 @@ class SwitchInBackward:
         for layer in self._layers:
             layer.switching = None
             if layer.name in self._waiting:
-                self._install(layer, None)
+                self._fallbacks += 1
+                generator = generator_for(self._seed, self._step, self._waiting[layer.name])
+                self._set(layer, None if layer.ready else layer.fallback(generator))
         renewed = len(self._layers) - self._fallbacks
         return SwitchReport(self._seconds, self._energy / renewed if renewed else None, self._fallbacks)
 
@@ -52,17 +54,14 @@ class SwitchInBackward:
         self._seconds += time.perf_counter() - began
         return found
 
-    def _install(self, layer: Any, gradient: Tensor | None) -> None:
+    def _install(self, layer: Any, gradient: Tensor) -> None:
         index = self._waiting.pop(layer.name)
-        choice = None
-        if gradient is not None:
-            choice = choose_or_none(self._choose, layer, gradient, generator_for(self._seed, self._step, index))
-        if choice is None or gradient is None:
-            self._fallbacks += 1
-            if layer.ready:
-                return
-            choice = layer.fallback(generator_for(self._seed, self._step, index))
-        else:
-            self._energy += layer.energy(gradient, choice)
-        buffer = layer.empty_choice(self._shards.example)
-        layer.install(buffer.copy_(choice), self._shards, self._carry)
+        found = decided(self._choose, layer, gradient, self._seed, self._step, index)
+        self._energy += found.energy
+        self._fallbacks += found.failed
+        self._set(layer, found.subspace)
+
+    def _set(self, layer: Any, subspace: Tensor | None) -> None:
+        if subspace is not None:
+            buffer = layer.empty_choice(self._shards.example)
+            layer.install(buffer.copy_(subspace), self._shards, self._carry)

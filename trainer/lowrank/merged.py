@@ -6,7 +6,7 @@
 
 The core starts every step at 0, so the optimizer leaves its update in it, and nothing else; moments are the core's as
 in the factored form, and W_eff goes the same way. With b tokens a rank and a basis of rank r that is 4bmn + 2br(m+n)
-+ 2rmn multiply-adds and a half, where the full layer takes 6bmn and the factored form 4bmn + 4brm + 6brn.
++ 2rmn FLOPs, where the full layer takes 6bmn and the factored form 4bmn + 4brm + 6brn.
 See docs/decisions/0021.
 """
 

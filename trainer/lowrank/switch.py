@@ -145,14 +145,28 @@ class _Choosing:
                 self._decide(index, None)
 
     def _decide(self, index: int, gradient: Tensor | None) -> None:
-        layer = self._layers[index]
-        choice = choose_or_none(self._choose, layer, gradient, generator_for(self._seed, self._step, index))
-        if choice is not None and gradient is not None:
-            self.energy += layer.energy(gradient, choice)
-        if choice is None:
-            self.failed[index] = 1
-            choice = None if layer.ready else layer.fallback(generator_for(self._seed, self._step, index))
-        self.chosen[index] = choice
+        found = decided(self._choose, self._layers[index], gradient, self._seed, self._step, index)
+        self.chosen[index] = found.subspace
+        self.energy += found.energy
+        self.failed[index] = float(found.failed)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one layer's subspace. None: it stays. `failed`: it stays, or is a random one, because none could
+    be chosen. `energy`: the share of the gradient that it keeps, where there is one."""
+
+    subspace: Tensor | None
+    energy: float = 0.0
+    failed: bool = False
+
+
+def decided(choose: Choose, layer: Any, gradient: Tensor | None, seed: int, step: int, index: int) -> Decision:
+    """For the `index`-th layer, before the 0-based `step`."""
+    choice = choose_or_none(choose, layer, gradient, generator_for(seed, step, index))
+    if choice is None:
+        return Decision(None if layer.ready else layer.fallback(generator_for(seed, step, index)), failed=True)
+    return Decision(choice, layer.energy(gradient, choice) if gradient is not None else 0.0)
 
 
 def choose_or_none(
