@@ -10,14 +10,11 @@ import argparse
 import json
 import math
 import multiprocessing
-import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ import psutil
 from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 
+from benchmarks.machine import described
 from benchmarks.stocked import BODY
 from jobs import lease as leases
 from jobs import reports, submission
@@ -68,17 +66,12 @@ def main() -> None:
             asked = f"{arguments.rate:,.0f} points/s of {arguments.jobs} jobs for {arguments.seconds:g} s"
             print(f"[{repetition}/{arguments.repetitions}] {asked}", file=sys.stderr, flush=True)
             runs.append(_run(settings, arguments))
-    machine = {
-        "host": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "database": "PostgreSQL" if arguments.database.startswith("postgresql") else "SQLite",
-        "date": str(date.today()),
-    }
+    about = described() | {"database": "PostgreSQL" if arguments.database.startswith("postgresql") else "SQLite"}
     told = {key: value for key, value in vars(arguments).items() if key != "database"}  # it may hold a password
     if arguments.json:
-        print(json.dumps({"machine": machine, "arguments": told, "runs": runs}, indent=1))
+        print(json.dumps(about | {"arguments": told, "runs": runs}, indent=1))
     else:
-        print(_table(machine, arguments, runs))
+        print(_table(about, arguments, runs))
 
 
 def _run(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -188,9 +181,9 @@ def _percentile(seconds: list[float], percent: int) -> float:
     return sorted(seconds)[max(0, math.ceil(len(seconds) * percent / 100) - 1)]
 
 
-def _table(machine: dict[str, Any], arguments: argparse.Namespace, runs: list[dict[str, Any]]) -> str:
+def _table(about: dict[str, Any], arguments: argparse.Namespace, runs: list[dict[str, Any]]) -> str:
     lines = [
-        f"{machine['database']}, {machine['cores']} cores of {machine['host']}, {machine['date']};",
+        f"{about['database']}, {about['machine']};",
         f"{arguments.rate:,.0f} points/s from {arguments.jobs} jobs for {arguments.seconds:g} s; lag in seconds",
         "",
         "| run | points/s | "

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import date
@@ -25,7 +26,7 @@ def described(device: str | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
         "revision": _revision(),
-        "command": " ".join(["python", "-m", *_module(), *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", *_module(), *map(_shown, sys.argv[1:])]),
     }
 
 
@@ -46,6 +47,11 @@ def _revision() -> str | None:
     here = Path(__file__).parent
     done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _shown(argument: str) -> str:
+    """Without what a URL says of who asks: it may be a password."""
+    return re.sub(r"//[^/@\s]*@", "//", argument)
 
 
 def _module() -> list[str]:

@@ -9,8 +9,6 @@ import argparse
 import asyncio
 import json
 import math
-import os
-import platform
 import random
 import statistics
 import sys
@@ -19,7 +17,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ import httpx
 import psutil
 from sqlalchemy import event
 
+from benchmarks.machine import described
 from benchmarks.stocked import BODY, Stock, stock
 from cli.stack import Stack
 from jobs import chronicle, keys, schedule, store
@@ -104,18 +102,13 @@ def main() -> None:
                 spent = _processor_seconds(stack.pid("api")) - before
                 busy.append(1000 * spent / sum(len(times) for times in runs[-1].values()))
     found, processor = {kind: _figures(kind, runs) for kind in KINDS}, statistics.median(busy)
-    machine = {
-        "host": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "database": "PostgreSQL" if arguments.database.startswith("postgresql") else "SQLite",
-        "date": str(date.today()),
-    }
+    about = described() | {"database": "PostgreSQL" if arguments.database.startswith("postgresql") else "SQLite"}
     if arguments.json:
         told = {key: value for key, value in vars(arguments).items() if key != "database"}  # it may hold a password
         answered = {"milliseconds": found, "api_processor_milliseconds_per_request": processor}
-        print(json.dumps({"machine": machine, "arguments": told} | answered, indent=1))
+        print(json.dumps(about | {"arguments": told} | answered, indent=1))
     else:
-        print(_table(machine, arguments, found))
+        print(_table(about, arguments, found))
         print(f"\nThe API's process was busy for {processor:.1f} ms of each request, in the mean.")
 
 
@@ -219,9 +212,9 @@ def _plan(database: Database, statement: str, parameters: Any) -> list[str]:
     return [f"  … FROM {tables[:200]}", *(f"      {row[-1]}" for row in rows)]
 
 
-def _table(machine: dict[str, Any], arguments: argparse.Namespace, found: dict[str, dict[str, float]]) -> str:
+def _table(about: dict[str, Any], arguments: argparse.Namespace, found: dict[str, dict[str, float]]) -> str:
     lines = [
-        f"{machine['database']}, {machine['cores']} cores of {machine['host']}, {machine['date']};",
+        f"{about['database']}, {about['machine']};",
         f"{arguments.jobs:,} jobs, {arguments.queued:,} of them queued, {arguments.points:,} points; "
         f"{arguments.rate:g} requests/s;",
         f"milliseconds, medians of {arguments.repetitions} runs of {arguments.seconds:g} s",

@@ -130,42 +130,37 @@ class Patient(Fake):
         super().answer(task, turn, say)
 
 
-def test_who_waits_too_long_or_has_too_many_is_told_so() -> None:
+@contextmanager
+def one_is_answered(patience: Patience) -> Iterator[Any]:
+    """(client, what posts a task of one owner or another, the speaker to release, the first answer to come)."""
     speaker = Patient()
-    body = TASK | {"prompts": ["a"], "owner": "me"}
-    headers = {"authorization": f"Bearer {SECRET}"}
-    with (
-        TestClient(server.create_app(SECRET, speaker, Patience(waiting=8, per_owner=2))) as client,
-        ThreadPoolExecutor(1) as aside,
-    ):
-        first = aside.submit(client.post, "/generate", json=body, headers=headers)
+    with TestClient(server.create_app(SECRET, speaker, patience)) as client, ThreadPoolExecutor(1) as aside:
+
+        def post(**changes: Any) -> Any:
+            body = TASK | {"prompts": ["a"], "owner": "me"} | changes
+            return client.post("/generate", json=body, headers={"authorization": f"Bearer {SECRET}"})
+
+        first = aside.submit(post)
         assert speaker.begun.wait(20)
-        late = client.post("/generate", json=body | {"seconds": 0.05}, headers=headers)
-        assert late.json() == {"type": "late"}
+        yield client, post, speaker, first
+
+
+def test_who_waits_too_long_is_told_so() -> None:
+    with one_is_answered(Patience(waiting=8, per_owner=2)) as (client, post, speaker, first):
+        assert post(seconds=0.05).json() == {"type": "late"}
         # It waits no longer, so that another may.
         assert client.get("/healthz").json()["requests"] == 1
-        waiting = client.post("/generate", json=body | {"seconds": 0.05, "owner": "me"}, headers=headers)
-        assert waiting.json() == {"type": "late"}
+        assert post(seconds=0.05).json() == {"type": "late"}
         speaker.release.set()
         # The first has begun, and is not cut off by its own time for waiting.
         assert [LINES.validate_json(line).type for line in first.result(20).text.splitlines()] == ["began", "ended"]
 
 
 def test_too_many_of_one_owner_are_told_so() -> None:
-    speaker = Patient()
-    body = TASK | {"prompts": ["a"], "owner": "me"}
-    headers = {"authorization": f"Bearer {SECRET}"}
-    with (
-        TestClient(server.create_app(SECRET, speaker, Patience(waiting=8, per_owner=1))) as client,
-        ThreadPoolExecutor(1) as aside,
-    ):
-        first = aside.submit(client.post, "/generate", json=body, headers=headers)
-        assert speaker.begun.wait(20)
-        refused = client.post("/generate", json=body, headers=headers)
+    with one_is_answered(Patience(waiting=8, per_owner=1)) as (_, post, speaker, first):
+        refused = post()
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "5")
-        assert client.post("/generate", json=body | {"owner": "you", "seconds": 0.05}, headers=headers).json() == {
-            "type": "late"
-        }
+        assert post(owner="you", seconds=0.05).json() == {"type": "late"}
         speaker.release.set()
         assert first.result(20).status_code == 200
 
