@@ -149,7 +149,7 @@ class _SvdSettings(GradientSettings, RankedSettings):
         description="exact: LAPACK or cuSOLVER in float64; randomized: subspace iteration (Halko et al. 2011)",
     )
     oversampling: int = Field(default=8, ge=0, description="extra columns of the randomized sketch")
-    power_iterations: int = Field(default=2, ge=0, description="power iterations of the randomized sketch")
+    power_iterations: int = Field(default=1, ge=0, description="power iterations of the randomized sketch")
 
 
 # ------------------------------------------------------------------------------------- subspaces from the gradient

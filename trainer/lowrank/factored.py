@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.lowrank.adapted import Adapted, Read, whole_in_this_process
+from trainer.lowrank.beside import keeps_digits, product_beside, together
 from trainer.lowrank.entries import entries_product, new_positions, random_entries, with_entries
 from trainer.lowrank.linalg import wide
 from trainer.methodconfig import entry_count
@@ -33,12 +34,10 @@ class FactoredLinear(Adapted):
         self.A = nn.Parameter(a.to(linear.weight))
 
     def product(self, x: Tensor) -> Tensor:
-        y = functional.linear(functional.linear(x, self.A), self.B)
-        if self.factor_scale != 1.0:
-            y = y * self.factor_scale
         if self.weight is not None:
-            return y + functional.linear(x, self.weight, self.bias)
-        return self.with_bias(y)
+            return self.with_bias(product_beside(x, self.weight, self.B, self.A, self.factor_scale))
+        y = functional.linear(functional.linear(x, self.A), self.B)
+        return self.with_bias(y if self.factor_scale == 1.0 else y * self.factor_scale)
 
     def trained(self) -> list[nn.Parameter]:
         return [self.B, self.A]
@@ -58,9 +57,11 @@ class MagnitudeLinear(FactoredLinear):
     def product(self, x: Tensor) -> Tensor:
         assert self.weight is not None
         with torch.no_grad():
-            norms = row_norms(super().effective(whole_in_this_process))
-        y = functional.linear(x, self.weight)
-        y = y + functional.linear(functional.linear(x, self.A), self.B) * self.factor_scale
+            formed = None
+            if keeps_digits(self.weight):
+                formed = together(self.weight, self.B, self.A, self.factor_scale)
+            norms = row_norms(super().effective(whole_in_this_process) if formed is None else formed)
+        y = product_beside(x, self.weight, self.B, self.A, self.factor_scale, formed)
         # Divided wide and rounded once.
         return self.with_bias(y * (self.magnitude / norms).to(y))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.lowrank.linalg import wide
+from trainer.lowrank.linalg import share_kept, wide
 from trainer.lowrank.switch import Choose, SwitchReport, decided, generator_for
 from trainer.zero import Shards
 
@@ -49,17 +49,17 @@ class SwitchInBackward:
         """Those of the new subspace, from the gradient g (b, m) of the layer's output and its input x (b, n)."""
         began = time.perf_counter()
         gradient = wide(g).T @ wide(x)
-        self._install(layer, gradient)
+        index = self._waiting.pop(layer.name)
+        decision = decided(self._choose, layer, gradient, self._seed, self._step, index)
+        self._set(layer, decision.subspace)
         found: tuple[Tensor, ...] = layer.from_gradient(gradient)
+        if decision.failed:
+            self._fallbacks += 1
+        else:
+            # The core's gradient comes first, and is what the new subspace keeps.
+            self._energy += share_kept(found[0], gradient)
         self._seconds += time.perf_counter() - began
         return found
-
-    def _install(self, layer: Any, gradient: Tensor) -> None:
-        index = self._waiting.pop(layer.name)
-        found = decided(self._choose, layer, gradient, self._seed, self._step, index)
-        self._energy += found.energy
-        self._fallbacks += found.failed
-        self._set(layer, found.subspace)
 
     def _set(self, layer: Any, subspace: Tensor | None) -> None:
         if subspace is not None:

@@ -64,5 +64,15 @@ def random_basis(rows: int, rank: int, generator: torch.Generator) -> Tensor:
 
 def energy_kept(matrix: Tensor, basis: Tensor) -> float:
     """‖PᵀG‖² / ‖G‖², the share of the gradient that the basis (m, r) keeps of G (m, n); 1 for a zero matrix."""
-    whole = float(wide(matrix).square().sum())
-    return float((basis.T @ wide(matrix)).square().sum()) / whole if whole > 0 else 1.0
+    return share_kept(basis.T @ wide(matrix), matrix)
+
+
+def share_kept(part: Tensor, matrix: Tensor) -> float:
+    """‖part‖² / ‖matrix‖²; 1 for a zero matrix."""
+    whole = float(torch.linalg.vector_norm(wide(matrix)))
+    return (float(torch.linalg.vector_norm(wide(part))) / whole) ** 2 if whole > 0 else 1.0
+
+
+def is_finite(matrix: Tensor) -> bool:
+    """Whether every element is: where the norm is, all are, and a norm takes no second tensor of the matrix's size."""
+    return bool(torch.isfinite(torch.linalg.vector_norm(matrix))) or bool(torch.isfinite(matrix).all())

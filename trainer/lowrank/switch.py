@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from trainer.lowrank.linalg import is_finite
 from trainer.zero import Shards
 
 
@@ -145,19 +146,20 @@ class _Choosing:
                 self._decide(index, None)
 
     def _decide(self, index: int, gradient: Tensor | None) -> None:
-        found = decided(self._choose, self._layers[index], gradient, self._seed, self._step, index)
+        layer = self._layers[index]
+        found = decided(self._choose, layer, gradient, self._seed, self._step, index)
         self.chosen[index] = found.subspace
-        self.energy += found.energy
         self.failed[index] = float(found.failed)
+        if gradient is not None and found.subspace is not None and not found.failed:
+            self.energy += layer.energy(gradient, found.subspace)
 
 
 @dataclass(frozen=True)
 class Decision:
     """What becomes of one layer's subspace. None: it stays. `failed`: it stays, or is a random one, because none could
-    be chosen. `energy`: the share of the gradient that it keeps, where there is one."""
+    be chosen."""
 
     subspace: Tensor | None
-    energy: float = 0.0
     failed: bool = False
 
 
@@ -166,14 +168,14 @@ def decided(choose: Choose, layer: Any, gradient: Tensor | None, seed: int, step
     choice = choose_or_none(choose, layer, gradient, generator_for(seed, step, index))
     if choice is None:
         return Decision(None if layer.ready else layer.fallback(generator_for(seed, step, index)), failed=True)
-    return Decision(choice, layer.energy(gradient, choice) if gradient is not None else 0.0)
+    return Decision(choice)
 
 
 def choose_or_none(
     choose: Choose, layer: Switching, gradient: Tensor | None, generator: torch.Generator
 ) -> Tensor | None:
     """The layer's new subspace, or None where the gradient is not finite or the decomposition fails."""
-    if gradient is not None and not bool(torch.isfinite(gradient).all()):
+    if gradient is not None and not is_finite(gradient):
         return None
     try:
         choice = choose(layer, gradient, generator)
