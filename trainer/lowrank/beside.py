@@ -68,7 +68,7 @@ def product_beside(
     rows = x.flatten(0, -2)
     whole = formed is not None or whole_is_cheaper(rows.shape[0], weight)
     y: Tensor = _Product.apply(rows, weight, b, a, scale, whole, formed)  # type: ignore[no-untyped-call]
-    return y.unflatten(0, x.shape[:-1])
+    return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def _plus(y: Tensor, left: Tensor, right: Tensor, scale: float) -> Tensor:
