@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from datetime import date
@@ -44,6 +45,8 @@ def _version(name: str) -> str | None:
 
 
 def _revision() -> str | None:
+    if shutil.which("git") is None:
+        return None
     here = Path(__file__).parent
     done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
