@@ -94,9 +94,7 @@ def main() -> None:
             if arguments.out:  # after every row: a time limit shall not cost those before it
                 arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     finally:
-        text = (
-            f"{found['machine']}; {arguments.dtype}, ZeRO stage {arguments.stage}, one rank\n\n{table(found['rows'])}"
-        )
+        text = f"{found['machine']}; {arguments.dtype}, ZeRO stage {arguments.stage}, one rank\n\n{markdown(found)}"
         print(json.dumps(found, indent=1) if arguments.json else text)
 
 
@@ -268,13 +266,13 @@ def _restarted_peak() -> int:
 # --------------------------------------------------------------------------------------------------------------- print
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def markdown(result: dict[str, Any]) -> str:
     lines = [
         "| preset | variant | rank | batch | step | tokens/s | MFU | switch | at rest | counted / at rest | peak "
         "| estimated / peak |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    return "\n".join(lines + [f"| {' | '.join(_cells(row))} |" for row in rows])
+    return "\n".join(lines + [f"| {' | '.join(_cells(row))} |" for row in result["rows"]])
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -68,10 +68,8 @@ def main() -> None:
             runs.append(_run(settings, arguments))
     about = described() | {"database": "PostgreSQL" if arguments.database.startswith("postgresql") else "SQLite"}
     told = {key: value for key, value in vars(arguments).items() if key != "database"}  # it may hold a password
-    if arguments.json:
-        print(json.dumps(about | {"arguments": told, "runs": runs}, indent=1))
-    else:
-        print(_table(about, arguments, runs))
+    result = about | {"arguments": told, "runs": runs}
+    print(json.dumps(result, indent=1) if arguments.json else f"{about['machine']}; {markdown(result)}")
 
 
 def _run(settings: Settings, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -181,17 +179,18 @@ def _percentile(seconds: list[float], percent: int) -> float:
     return sorted(seconds)[max(0, math.ceil(len(seconds) * percent / 100) - 1)]
 
 
-def _table(about: dict[str, Any], arguments: argparse.Namespace, runs: list[dict[str, Any]]) -> str:
+def markdown(result: dict[str, Any]) -> str:
+    asked = result["arguments"]
     lines = [
-        f"{about['database']}, {about['machine']};",
-        f"{arguments.rate:,.0f} points/s from {arguments.jobs} jobs for {arguments.seconds:g} s; lag in seconds",
+        f"{result['database']}; {asked['rate']:,.0f} points/s asked of {asked['jobs']} jobs for {asked['seconds']:g} s; "
+        "lag in seconds",
         "",
         "| run | points/s | "
         + " | ".join(f"{name} third: median, p99, max" for name in _THIRDS)
         + " | processor ms a point |",
         "|---|---|---|---|---|---|",
     ]
-    for number, run in enumerate(runs, 1):
+    for number, run in enumerate(result["runs"], 1):
         lags = [run["lag_seconds"][name] for name in _THIRDS]
         cells = " | ".join(f"{lag['median']:.2f}, {lag['p99']:.2f}, {lag['max']:.2f}" for lag in lags)
         processor = run["processor_milliseconds_per_point"]

@@ -103,13 +103,10 @@ def main() -> None:
                 busy.append(1000 * spent / sum(len(times) for times in runs[-1].values()))
     found, processor = {kind: _figures(kind, runs) for kind in KINDS}, statistics.median(busy)
     about = described() | {"database": "PostgreSQL" if arguments.database.startswith("postgresql") else "SQLite"}
-    if arguments.json:
-        told = {key: value for key, value in vars(arguments).items() if key != "database"}  # it may hold a password
-        answered = {"milliseconds": found, "api_processor_milliseconds_per_request": processor}
-        print(json.dumps(about | {"arguments": told} | answered, indent=1))
-    else:
-        print(_table(about, arguments, found))
-        print(f"\nThe API's process was busy for {processor:.1f} ms of each request, in the mean.")
+    told = {key: value for key, value in vars(arguments).items() if key != "database"}  # it may hold a password
+    answered = {"milliseconds": found, "api_processor_milliseconds_per_request": processor}
+    result = about | {"arguments": told} | answered
+    print(json.dumps(result, indent=1) if arguments.json else f"{about['machine']}; {markdown(result)}")
 
 
 def _processor_seconds(pid: int) -> float:
@@ -212,17 +209,17 @@ def _plan(database: Database, statement: str, parameters: Any) -> list[str]:
     return [f"  … FROM {tables[:200]}", *(f"      {row[-1]}" for row in rows)]
 
 
-def _table(about: dict[str, Any], arguments: argparse.Namespace, found: dict[str, dict[str, float]]) -> str:
+def markdown(result: dict[str, Any]) -> str:
+    asked = result["arguments"]
     lines = [
-        f"{about['database']}, {about['machine']};",
-        f"{arguments.jobs:,} jobs, {arguments.queued:,} of them queued, {arguments.points:,} points; "
-        f"{arguments.rate:g} requests/s;",
-        f"milliseconds, medians of {arguments.repetitions} runs of {arguments.seconds:g} s",
+        f"{result['database']}; {asked['jobs']:,} jobs, {asked['queued']:,} of them queued, {asked['points']:,} points; "
+        f"{asked['rate']:g} requests/s; milliseconds, medians of {asked['repetitions']} runs of {asked['seconds']:g} s; "
+        f"the API's process was busy for {result['api_processor_milliseconds_per_request']:.1f} ms of a request",
         "",
         "| request | of these | p50 | p95 | p99 | max |",
         "|---|---|---|---|---|---|",
     ]
-    for kind, row in found.items():
+    for kind, row in result["milliseconds"].items():
         cells = " | ".join(f"{row[name]:.1f}" for name in ("p50", "p95", "p99", "max"))
         lines.append(f"| {kind} | {row['requests']:,.0f} | {cells} |")
     return "\n".join(lines)

@@ -32,11 +32,12 @@ def main() -> None:
         return
     about = described(device_name())
     rows = rows_of(found, arguments.period, arguments.batch * arguments.length * arguments.ranks)
+    result = about | {"arguments": vars(arguments), "rows": rows}
     if arguments.json:
-        print(json.dumps(about | {"arguments": vars(arguments), "rows": rows}, indent=1))
+        print(json.dumps(result, indent=1))
     else:
         print(f"{about['machine']}; ratios to {rows[0]['variant']}\n")
-        print(table(rows))
+        print(markdown(result))
 
 
 def rows_of(found: dict[str, dict[str, Any]], period: int, tokens: int) -> list[dict[str, Any]]:
@@ -62,16 +63,17 @@ def rows_of(found: dict[str, dict[str, Any]], period: int, tokens: int) -> list[
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def markdown(result: dict[str, Any]) -> str:
     lines = [
         "| variant | step | ratio | switch | share of time | ratio with switches | tokens/s |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in result["rows"]:
+        switch, share = f"{row['switch_seconds']:.2f} s", f"{row['switch_share']:.1%}"
+        switches = f"{switch} | {share} | {row['mean_ratio']:.3f}" if row["switch_seconds"] else "– | – | –"
         lines.append(
             f"| {row['variant']} | {row['step_seconds'] * 1e3:.0f} ms | {row['ratio']:.3f} "
-            f"| {row['switch_seconds']:.2f} s | {row['switch_share']:.1%} | {row['mean_ratio']:.3f} "
-            f"| {row['tokens_per_second']:,.0f} |"
+            f"| {switches} | {row['tokens_per_second']:,.0f} |"
         )
     return "\n".join(lines)
 

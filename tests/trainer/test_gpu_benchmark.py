@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import Trial, flops_of_token, or_out_of_memory, peak_flops, row_of, table
+from benchmarks.gpu import Trial, flops_of_token, markdown, or_out_of_memory, peak_flops, row_of
 from trainer.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,8 @@ def _raising(error: Exception) -> Any:
 def test_what_does_not_fit_has_a_row_that_says_so(error: Exception) -> None:
     found = or_out_of_memory(lambda: _raising(error))
     assert found == {"out_of_memory": str(error).splitlines()[0]}
-    last = table([row_of(TRIAL, BYTES | found, "NVIDIA H200", period=100)]).splitlines()[-1]
+    rows = [row_of(TRIAL, BYTES | found, "NVIDIA H200", period=100)]
+    last = markdown({"rows": rows}).splitlines()[-1]
     assert "out of memory" in last
     assert "estimated 3.00 GB" in last
 
