@@ -181,9 +181,9 @@ def _percentile(seconds: list[float], percent: int) -> float:
 
 def markdown(result: dict[str, Any]) -> str:
     asked = result["arguments"]
+    jobs = f"{asked['jobs']} jobs for {asked['seconds']:g} s"
     lines = [
-        f"{result['database']}; {asked['rate']:,.0f} points/s asked of {asked['jobs']} jobs for {asked['seconds']:g} s; "
-        "lag in seconds",
+        f"{result['database']}; {asked['rate']:,.0f} points/s asked of {jobs}; lag in seconds",
         "",
         "| run | points/s | "
         + " | ".join(f"{name} third: median, p99, max" for name in _THIRDS)

@@ -211,10 +211,12 @@ def _plan(database: Database, statement: str, parameters: Any) -> list[str]:
 
 def markdown(result: dict[str, Any]) -> str:
     asked = result["arguments"]
+    jobs, points = f"{asked['jobs']:,} jobs, {asked['queued']:,} of them queued", f"{asked['points']:,} points"
+    busy = result["api_processor_milliseconds_per_request"]
     lines = [
-        f"{result['database']}; {asked['jobs']:,} jobs, {asked['queued']:,} of them queued, {asked['points']:,} points; "
-        f"{asked['rate']:g} requests/s; milliseconds, medians of {asked['repetitions']} runs of {asked['seconds']:g} s; "
-        f"the API's process was busy for {result['api_processor_milliseconds_per_request']:.1f} ms of a request",
+        f"{result['database']}; {jobs}, {points}; {asked['rate']:g} requests/s; milliseconds, "
+        f" medians of {asked['repetitions']} runs of {asked['seconds']:g} s; "
+        f"the API's process was busy for {busy:.1f} ms of a request",
         "",
         "| request | of these | p50 | p95 | p99 | max |",
         "|---|---|---|---|---|---|",
