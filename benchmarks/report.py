@@ -59,6 +59,7 @@ def draw() -> list[Path]:
     if not found:
         return []
     heights = [len(rows) for rows in found.values()]
+    longest = max(row["mean_ratio"] for rows in found.values() for row in rows)
     figure, axes = pyplot.subplots(
         len(found), 1, figsize=(8, 1.2 + 0.4 * sum(heights)), height_ratios=heights, sharex=True, squeeze=False,
         layout="constrained",
@@ -70,8 +71,7 @@ def draw() -> list[Path]:
         axis.axvline(1.0, color="black", linewidth=0.8)
         axis.invert_yaxis()
         axis.set_title(title, loc="left", fontsize=10)
-    axes[-1, 0].set(xlabel="time of a step, of full-rank AdamW's (orange: other packages)", xlim=(0, None))
-    axes[-1, 0].margins(x=0.12)
+    axes[-1, 0].set(xlabel="time of a step, of full-rank AdamW's (orange: other packages)", xlim=(0, 1.1 * longest))
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     paths = [PICTURE.with_suffix(".png"), PICTURE.with_suffix(".svg")]
     pyplot.savefig(paths[0], dpi=150)
