@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from benchmarks.machine import described
+from benchmarks.onejob import until_succeeded
 from cli.stack import Stack
 from trainer import events
 from trainer.rundir import META, RunDir
@@ -33,7 +34,6 @@ _IMPORTS = {
     "import torch, deepspeed": "import os; os.environ['TORCHDYNAMO_DISABLE'] = '1'; import deepspeed",
     "import all that training needs": "import os; os.environ['TORCHDYNAMO_DISABLE'] = '1'; import trainer.train",
 }
-_PATIENCE_SECONDS = 300
 
 
 def main() -> None:
@@ -64,7 +64,8 @@ def _start(stack: Stack, home: Path, job: dict[str, Any]) -> dict[str, float]:
     answer = client.post("/v1/jobs", json=job).raise_for_status().json()
     answered = time.time()
     rundir = RunDir(home / "runs" / answer["id"])
-    found = _until_first_step(client, answer["id"], rundir)
+    until_succeeded(client, answer["id"])
+    found = _until_first_step(rundir)
     at = {type(event): event.at for event in reversed(found)}
     moments = {
         "the API answers": answered,
@@ -79,15 +80,7 @@ def _start(stack: Stack, home: Path, job: dict[str, Any]) -> dict[str, float]:
     return {name: later - earlier for name, earlier, later in zip(moments, times, times[1:], strict=False)}
 
 
-def _until_first_step(client: httpx.Client, job: str, rundir: RunDir) -> list[events.Event]:
-    """The events up to the first step; the job is finished when this returns."""
-    end = time.monotonic() + _PATIENCE_SECONDS
-    while (state := client.get(f"/v1/jobs/{job}").json())["state"] not in ("succeeded", "failed", "cancelled"):
-        if time.monotonic() > end:
-            raise SystemExit(f"the job has been {state['state']} for {_PATIENCE_SECONDS} s")
-        time.sleep(0.5)
-    if state["state"] != "succeeded":
-        raise SystemExit(f"the job {state['state']}: {state['error']}")
+def _until_first_step(rundir: RunDir) -> list[events.Event]:
     found = list(events.read(rundir.events))
     first = next(index for index, event in enumerate(found) if isinstance(event, events.Step))
     return found[: first + 1]

@@ -6,26 +6,27 @@ quarter, which warms up: switches are in them, evaluations and checkpoints are n
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from benchmarks.machine import described
+from benchmarks.onejob import until_succeeded
 from cli.stack import Stack
 from trainer import events
 from trainer.rundir import RunDir
 
-_PATIENCE_SECONDS = 1800
-
 
 def main() -> None:
     arguments = _arguments()
+    if arguments.threads:
+        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     job = {
         "model": {"preset": arguments.model, "vocabulary": 4096},
         "dataset": {"source": "python-stdlib", "sequence_length": 256},
@@ -49,11 +50,7 @@ def _by_the_service(home: Path, job: dict[str, Any]) -> RunDir:
     with Stack(home, port=0) as stack:
         client = httpx.Client(base_url=stack.api_url, timeout=30)
         name = client.post("/v1/jobs", json=job).raise_for_status().json()["id"]
-        end = time.monotonic() + _PATIENCE_SECONDS
-        while (state := client.get(f"/v1/jobs/{name}").json())["state"] != "succeeded":
-            if state["state"] in ("failed", "cancelled") or time.monotonic() > end:
-                raise SystemExit(f"the job {state['state']}: {state['error']}")
-            time.sleep(1)
+        until_succeeded(client, name)
     return RunDir(home / "runs" / name)
 
 
@@ -104,6 +101,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="sequences of 256 tokens in a step")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=None, help="of each rank; default: as many as there are cores")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser.parse_args()

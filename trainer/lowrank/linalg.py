@@ -68,9 +68,13 @@ def energy_kept(matrix: Tensor, basis: Tensor) -> float:
 
 
 def share_kept(part: Tensor, matrix: Tensor) -> float:
-    """‖part‖² / ‖matrix‖²; 1 for a zero matrix."""
-    whole = float(torch.linalg.vector_norm(wide(matrix)))
-    return (float(torch.linalg.vector_norm(wide(part))) / whole) ** 2 if whole > 0 else 1.0
+    """‖part‖² / ‖matrix‖²; 1 for a zero matrix. Summed in float64, where no finite float32 matrix is too large."""
+    whole = _norm(matrix)
+    return (_norm(part) / whole) ** 2 if whole > 0 else 1.0
+
+
+def _norm(matrix: Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
 
 
 def is_finite(matrix: Tensor) -> bool:
