@@ -4,7 +4,6 @@ from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from trainer import nvme
@@ -103,9 +102,6 @@ def build_engine(spec: TrainingSpec, model: nn.Module, method: Method) -> Any:
         config=settings,
         dist_init_required=False,
     )
-    if spec.deepspeed.zero_stage == 0 and dist.get_world_size() == 1:
-        # A rank alone has nobody to add to, and DeepSpeed would copy every gradient into a buffer and back.
-        engine.enable_backward_allreduce = False
     return engine
 
 

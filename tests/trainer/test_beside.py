@@ -7,8 +7,8 @@ from torch import Tensor
 from trainer.lowrank.beside import product_beside, together, whole_is_cheaper
 
 M, N, R, SCALE = 12, 20, 3, 0.7
-# M·N / (M + N) is 7.5: with 2 × 3 rows of x the products stay apart, with 2 × 5 they are one.
-FEW, MANY = 3, 5
+# 2·M·N / (M + N) is 15: with 2 × 7 rows of x the products stay apart, with 2 × 8 they are one.
+FEW, MANY = 7, 8
 
 
 def drawn(length: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:

@@ -7,7 +7,7 @@ Autograd alone runs each of the three products and each sum by itself. Here, wit
 
     ∂L/∂B = s·gᵀ(x Aᵀ)    ∂L/∂A = s·(g B)ᵀ x    ∂L/∂x = g V    in both
 
-The whole V is the cheaper where b (m + n) > mn, and is only formed in float32 or wider: in bf16 it would round away
+The whole V is the cheaper where b (m + n) > 2mn, and is only formed in float32 or wider: in bf16 it would round away
 what B A has learnt beside a W that is larger.
 """
 
@@ -55,7 +55,7 @@ def keeps_digits(weight: Tensor) -> bool:
 def whole_is_cheaper(rows: int, weight: Tensor) -> bool:
     """Whether V is to be formed for `rows` rows of x."""
     m, n = weight.shape
-    return keeps_digits(weight) and rows * (m + n) > m * n
+    return keeps_digits(weight) and rows * (m + n) > 2 * m * n
 
 
 def product_beside(
