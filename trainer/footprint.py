@@ -3,8 +3,8 @@
 What a method keeps is counted (trainer.memory). Beside it there is, at the worst moment, the largest of three things:
 
     backward   activations and logits, as the backward pass begins, with the sums of earlier micro-batches' gradients
-    step       the optimizer's two temporaries, 8 bytes a trained element of the rank; at stage 3 a copy of the
-               gradients too, 12 bytes, of 10⁹ elements at a time
+    step       the rank's gradients once more, flat and in float32, 4 bytes an element (stage 3: of 10⁹ at a time); in
+               fp32 stages 1 and 2 have no need of it. The optimizer itself is fused and has no temporaries
     switch     activations, two gradients of the largest target in float32, and its decomposition in float64: the
                matrix, a copy, both factors, a workspace, 40 bytes an entry; or its merge alone, 18 bytes an entry
 
@@ -99,7 +99,8 @@ def footprint(settings: methods.MethodConfig, shape: Shape, vocabulary: int, way
     logits = 12 * way.tokens * vocabulary
     kept, block = _activations(settings, shape, way)
     mine = -(-found.trained // way.processes) if way.zero_stage else found.trained
-    step = 12 * min(mine, _GROUP) if way.zero_stage == 3 else 8 * mine
+    flattens = way.dtype == "bf16" or way.zero_stage in (0, 3)
+    step = 4 * (min(mine, _GROUP) if way.zero_stage == 3 else mine) if flattens else 0
     switch = _switch(settings, model.matrices[:-2])
     worst = max(
         kept + max(logits, block),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainer.errors import SpecError
 from trainer.lowrank.adapted import FrozenLinear, Read
-from trainer.lowrank.linalg import wide
+from trainer.lowrank.linalg import share_kept, wide
 from trainer.methodconfig import entry_count
 from trainer.zero import Shards
 
@@ -109,8 +109,7 @@ class EntriesLinear(FrozenLinear):
         return random_entries(self.rows * self.columns, self.count, generator)
 
     def energy(self, gradient: Tensor, choice: Tensor) -> float:
-        whole = float(gradient.square().sum())
-        return float(gradient.flatten()[choice.long()].square().sum()) / whole if whole > 0 else 1.0
+        return share_kept(gradient.flatten()[choice.long()], gradient)
 
     def install(self, choice: Tensor, shards: Shards, carry: bool) -> None:
         """Give the merged layer its new entries. The moments of those that stay are kept, whatever `carry`;
