@@ -25,7 +25,8 @@ class Services:
     checker: Checker
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
+    # Not a plain function: each of those goes through a thread of its own.
     services: Services = request.app.state.services
     return services
 

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.catalogue import BY_NAME, MEASUREMENTS, Measurement
 from benchmarks.report import PAGE, RESULTS, draw, filled, result_of
@@ -64,9 +65,16 @@ def _measure(measurement: Measurement) -> None:
         raise SystemExit(f"{measurement.name}: ended with {done.returncode}; nothing is kept")
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{measurement.name}.json"
-    result = json.loads(done.stdout[done.stdout.index("{") :])
+    result = _last_json(done.stdout)
     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(f"{file}\n\n{measurement.markdown(result)}\n")
+
+
+def _last_json(printed: str) -> Any:
+    """What stands from the last line that is a brace alone: libraries may have printed before it."""
+    lines = printed.splitlines()
+    begin = max((number for number, line in enumerate(lines) if line == "{"), default=0)
+    return json.loads("\n".join(lines[begin:]))
 
 
 def _arguments() -> argparse.Namespace:

@@ -49,7 +49,7 @@ def _revision() -> str | None:
     if shutil.which("git") is None:
         return None
     commit = _git("rev-parse", "--short", "HEAD")
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results", ":!docs")
+    changed = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!docs")
     return f"{commit}-dirty" if commit and changed else commit
 
 

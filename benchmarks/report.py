@@ -39,7 +39,8 @@ def filled(page: str) -> str:
 def section(measurement: Measurement) -> str:
     result = result_of(measurement)
     if result is None:
-        return f"**Not measured yet**: no machine for it was at hand. `{measurement.command}`"
+        why = f"{measurement.lacks}. " if measurement.lacks else ""
+        return f"**Not measured yet.** {why}`{measurement.command}`"
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items() if name != "stiefel")
     return "\n".join(
         [

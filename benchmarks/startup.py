@@ -52,7 +52,7 @@ def main() -> None:
         "arguments": vars(arguments),
         "seconds": _medians(starts),
         "totals": [sum(start.values()) for start in starts],
-        "python": _medians(imports),
+        "imports": _medians(imports),
     }
     print(json.dumps(result, indent=1) if arguments.json else markdown(result))
 
@@ -100,7 +100,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = ["| until | seconds |", "|---|---|"]
     lines += [f"| {name} | {seconds:.2f} |" for name, seconds in result["seconds"].items()]
     lines += [f"| **POST to the first step, in all** | **{statistics.median(result['totals']):.2f}** |"]
-    lines += [f"| by itself: `{name}` | {seconds:.2f} |" for name, seconds in result["python"].items()]
+    lines += [f"| by itself: `{name}` | {seconds:.2f} |" for name, seconds in result["imports"].items()]
     return "\n".join(lines)
 
 

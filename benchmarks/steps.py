@@ -54,6 +54,7 @@ def rows_of(found: dict[str, dict[str, Any]], period: int, tokens: int) -> list[
                 "variant": name,
                 "step_seconds": step,
                 "ratio": ratio,
+                "switched": bool(measured["switches"]),
                 "switch_seconds": switch,
                 "mean_ratio": mean,
                 "tokens_per_second": tokens / (step + switch / period),
@@ -70,7 +71,7 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     for row in result["rows"]:
         switch, share = f"{row['switch_seconds']:.2f} s", f"{row['switch_share']:.1%}"
-        switches = f"{switch} | {share} | {row['mean_ratio']:.3f}" if row["switch_seconds"] else "– | – | –"
+        switches = f"{switch} | {share} | {row['mean_ratio']:.3f}" if row["switched"] else "– | – | –"
         lines.append(
             f"| {row['variant']} | {row['step_seconds'] * 1e3:.0f} ms | {row['ratio']:.3f} "
             f"| {switches} | {row['tokens_per_second']:,.0f} |"

@@ -24,6 +24,9 @@ _IMPATIENT = {
     "options": "-c statement_timeout=10000",
 }
 
+# Of a process. All are kept once they are open: one that is closed after use costs the next request its opening.
+_POOL = {"pool_size": 15, "max_overflow": 0}
+
 _BEGIN = "sqlite_begin"  # execution option: how a transaction begins on SQLite
 
 
@@ -57,12 +60,12 @@ class Database:
         if parsed.get_backend_name() == "sqlite":
             if parsed.database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            self.engine: Engine = create_engine(parsed, connect_args={"timeout": 5})
+            self.engine: Engine = create_engine(parsed, connect_args={"timeout": 5}, **_POOL)
             event.listen(self.engine, "connect", _configure_sqlite)
             event.listen(self.engine, "begin", _begin_sqlite)
         else:
             # pre-ping: a server that was restarted must cost a reconnect, not an error to a user.
-            self.engine = create_engine(parsed, pool_pre_ping=True, connect_args=_IMPATIENT)
+            self.engine = create_engine(parsed, pool_pre_ping=True, connect_args=_IMPATIENT, **_POOL)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:

@@ -62,9 +62,12 @@ class Rules(torch.optim.Optimizer):
 
 
 def _adamw(group: dict[str, Any], parameters: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    # The fused kernel walks through memory, and does not look whether all have the same order in it.
+    assert all(p.stride() == g.stride() for p, g in zip(parameters, gradients, strict=True))
     adamw(
         parameters,
-        [p.grad for p in parameters if p.grad is not None],
+        gradients,
         [state["exp_avg"] for state in states],
         [state["exp_avg_sq"] for state in states],
         [],

@@ -4,6 +4,7 @@ For a service that shares its file system with the trainers; a trainer makes the
 """
 
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 from trainer.config import TrainingSpec
@@ -36,13 +37,22 @@ def _check_dataset(spec: TrainingSpec, later: Collection[str]) -> None:
         if there := tuple(file for file in (*dataset.files, *dataset.validation_files) if file not in later):
             find_files(there)
         return
-    if not isinstance(dataset, StdlibDataset) and any(file in later for file in dataset.files):
-        return
-    files = stdlib_files() if isinstance(dataset, StdlibDataset) else find_files(dataset.files)
-    # No tokeniser makes more tokens than there are bytes, but for the mark at the end of each document; the
-    # documents of a JSONL file hold fewer characters than the file.
-    at_most = sum(file.stat().st_size for file in files) + len(files)
-    check_length(at_most, spec)
+    if isinstance(dataset, StdlibDataset):
+        check_length(_stdlib_tokens(), spec)
+    elif not any(file in later for file in dataset.files):
+        check_length(_most_tokens(find_files(dataset.files)), spec)
+
+
+def _most_tokens(files: list[Path]) -> int:
+    """No tokeniser makes more tokens than there are bytes, but for the mark at the end of each document; the documents
+    of a JSONL file hold fewer characters than the file."""
+    return sum(file.stat().st_size for file in files) + len(files)
+
+
+@cache
+def _stdlib_tokens() -> int:
+    """Looked up once: it is a thousand files, and every submission asks."""
+    return _most_tokens(stdlib_files())
 
 
 def check_length(tokens: int, spec: TrainingSpec) -> tuple[int, int]:

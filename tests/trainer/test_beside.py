@@ -33,6 +33,19 @@ def test_value_and_gradients_are_autograds_own(length: int, formed: bool) -> Non
     torch.testing.assert_close(mine, its, rtol=1e-12, atol=1e-12)
 
 
+def test_a_vector_has_a_product_too() -> None:
+    x, weight, b, a = drawn(FEW)
+    torch.testing.assert_close(product_beside(x[0, 0], weight, b, a, SCALE), x[0, 0] @ (weight + SCALE * b @ a).T)
+
+
+def test_a_gradient_of_a_gradient_is_refused() -> None:
+    x, weight, b, a = drawn(FEW)
+    b.requires_grad_()
+    (first,) = torch.autograd.grad(product_beside(x, weight, b, a, SCALE).square().sum(), b, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 def test_an_input_that_needs_no_gradient_gets_none() -> None:
     x, weight, b, a = drawn(MANY)
     b.requires_grad_()

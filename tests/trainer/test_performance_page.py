@@ -32,17 +32,24 @@ def test_results_name_their_machine_and_the_command_that_is_listed(measurement: 
         return
     assert {"machine", "date", "versions", "revision", "arguments"} <= result.keys()
     assert result["command"] == f"{measurement.command} --json"
-    assert not result["revision"].endswith("-dirty"), "measure what is committed"
+    assert result["revision"] and not result["revision"].endswith("-dirty"), "measure what is committed"
     assert measurement.markdown(result).count("\n| ") >= 2
 
 
 def test_what_is_not_measured_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    assert filled(PAGE.read_text()).count("**Not measured yet**") == len(MEASUREMENTS)
+    assert filled(PAGE.read_text()).count("**Not measured yet.**") == len(MEASUREMENTS)
 
 
 def test_a_new_result_reaches_the_page(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    row = {"variant": "full", "step_seconds": 2.0, "ratio": 1.0, "switch_seconds": 0.0, "mean_ratio": 1.0}
+    row = {
+        "variant": "full",
+        "step_seconds": 2.0,
+        "ratio": 1.0,
+        "switched": False,
+        "switch_seconds": 0.0,
+        "mean_ratio": 1.0,
+    }
     rows = [row | {"tokens_per_second": 512.0, "switch_share": 0.0}]
     about: dict[str, Any] = {
         "machine": "an abacus",

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class _Product(torch.autograd.Function):
@@ -31,6 +32,7 @@ class _Product(torch.autograd.Function):
         return _plus(x @ weight.T, inner, b.T, scale)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = outputs
         x, weight, b, a, *kept = ctx.saved_tensors
@@ -65,7 +67,7 @@ def product_beside(
 
     `formed`: V, where the caller has it anyway.
     """
-    rows = x.flatten(0, -2)
+    rows = x.reshape(-1, x.shape[-1])
     whole = formed is not None or whole_is_cheaper(rows.shape[0], weight)
     y: Tensor = _Product.apply(rows, weight, b, a, scale, whole, formed)  # type: ignore[no-untyped-call]
     return y.reshape(*x.shape[:-1], weight.shape[0])

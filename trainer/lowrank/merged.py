@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 
@@ -25,6 +26,7 @@ class _Product(torch.autograd.Function):
         return functional.linear(x, weight)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = outputs
         x, weight = ctx.saved_tensors
@@ -33,7 +35,7 @@ class _Product(torch.autograd.Function):
         if layer.probe is not None:
             # Nobody takes the cores' gradients.
             return to_x, *(None,) * (2 + len(layer.trained()))
-        g, x = g.flatten(0, -2), x.flatten(0, -2)
+        g, x = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
         if layer.switching is not None:
             return to_x, None, None, *layer.switching.core_gradients(layer, g, x)
         return to_x, None, None, *layer.core_gradients(g, x)

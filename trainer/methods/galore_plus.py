@@ -102,19 +102,22 @@ class GaLorePlus(GaLore):
         return self.decompose(stacked.T, generator)
 
     def after_step(self, context: StepContext) -> SwitchReport | None:
-        eta = context.learning_rate
+        eta, shards = context.learning_rate, context.shards
+        # Once a step: on a GPU, reading it waits for the device.
+        correction = 1 - self.spec.optimisation.betas[1] ** shards.count("cores")
         for layer in self._residuals():
             if layer.active:
-                layer.residual.mul_(1.0 - eta * self.decay).sub_(eta * self._residual_step(layer, context.shards))
+                step = self._residual_step(layer, shards, correction)
+                layer.residual.mul_(1.0 - eta * self.decay).sub_(eta * step)
             elif context.step + 1 >= self.config.residual_warmup:
-                _choose_places(layer, context.shards)
+                _choose_places(layer, shards)
         return super().after_step(context)
 
     def _residuals(self) -> list[ResidualLinear]:
         return [layer for layer in self.layers if isinstance(layer, ResidualLinear)]
 
-    def _residual_step(self, layer: ResidualLinear, shards: Shards) -> Tensor:
-        """δ at L, after the core's own update. Collective; equal on all ranks."""
+    def _residual_step(self, layer: ResidualLinear, shards: Shards, correction: float) -> Tensor:
+        """δ at L, after the core's own update; `correction`: 1 − β₂ᵗ of the cores. Collective; equal on all ranks."""
         b1, b2 = self.spec.optimisation.betas
         delta, seen = wide(shards.read(layer.collector))
         layer.first.mul_(b1).add_((1 - b1) * delta)
@@ -122,7 +125,7 @@ class GaLorePlus(GaLore):
         layer.updates += 1
         basis = wide(shards.read(layer.A))
         projected = shards.read_moment(layer.B, "exp_avg_sq") @ basis.square()
-        floor = projected.flatten()[shards.read(layer.positions).long()] / (1 - b2 ** shards.count("cores"))
+        floor = projected.flatten()[shards.read(layer.positions).long()] / correction
         square = torch.maximum(floor + layer.second / (1 - b2**layer.updates), self.config.residual_floor * floor)
         step: Tensor = layer.first / (1 - b1**layer.updates) / (square.sqrt() + self.spec.optimisation.epsilon)
         return step.clamp(-1.0, 1.0)
