@@ -31,7 +31,7 @@ MEASUREMENTS = (
         "one-rank",
         "steps",
         "--rounds 15 --switches 5 --variants full galore galore:optimisation.form=factored galore:rank=64 "
-        "package:galore-torch",
+        "package:galore-torch package:torch-adamw",
     ),
     Measurement(
         "factors",
