@@ -44,6 +44,7 @@ MEASUREMENTS = (
         "steps",
         f"{_TWO_RANKS} --dtype bf16 --variants full galore galore:optimisation.form=merged",
     ),
+    Measurement("precision", "precision"),
     Measurement("peak-memory", "peak"),
     Measurement("supervised", "supervised"),
     Measurement("start-up", "startup"),
