@@ -46,7 +46,7 @@ def _list(as_json: bool) -> None:
     for measurement in MEASUREMENTS:
         result = result_of(measurement)
         when = result["date"] if result else "not measured"
-        print(f"  {measurement.name:15} {when:13} {measurement.command}")
+        print(f"  {measurement.name:17} {when:13} {measurement.command}")
 
 
 def _command_line(path: Path) -> str | None:

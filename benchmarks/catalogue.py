@@ -44,6 +44,12 @@ MEASUREMENTS = (
         "steps",
         f"{_TWO_RANKS} --dtype bf16 --variants full galore galore:optimisation.form=merged",
     ),
+    Measurement("shares", "shares", "--variants full galore galore:rank=64 loro lora"),
+    Measurement(
+        "shares-two-ranks",
+        "shares",
+        "--ranks 2 --stage 2 --length 64 --dtype bf16 --variants full galore galore:optimisation.form=merged",
+    ),
     Measurement("precision", "precision"),
     Measurement("peak-memory", "peak"),
     Measurement("supervised", "supervised"),

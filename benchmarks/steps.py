@@ -22,7 +22,7 @@ EXAMPLE = "example: python -m benchmarks.steps --variants full galore galore:ran
 def main() -> None:
     arguments = _arguments()
     if arguments.ranks > 1 and "LOCAL_RANK" not in os.environ:
-        raise SystemExit(_with_ranks(arguments.ranks))
+        raise SystemExit(with_ranks("benchmarks.steps", arguments.ranks))
     # After the arguments: torch and DeepSpeed take seconds.
     from benchmarks.machine import described
     from benchmarks.sidebyside import device_name, measure
@@ -79,30 +79,27 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _with_ranks(ranks: int) -> int:
+def with_ranks(module: str, ranks: int) -> int:
+    """The same command once more, on so many ranks; what torchrun ends with."""
     from trainer.process import free_port
 
     threads = str(max(1, (os.cpu_count() or 1) // ranks))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    command += ["-m", "benchmarks.steps", *sys.argv[1:]]
+    command += ["-m", module, *sys.argv[1:]]
     return subprocess.run(command, env={"OMP_NUM_THREADS": threads} | os.environ).returncode
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.steps",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_variants(parser: argparse.ArgumentParser) -> None:
+    """What is stepped: the variants, their model, their batch and their ranks."""
     parser.add_argument(
         "--variants",
         nargs="+",
         default=["full", "galore", "galore:rank=64"],
         metavar="V",
         help="METHOD[:field=value,…] with fields of the method's settings or, after 'optimisation.', of those; or "
-        "package:galore-torch, package:peft-lora, package:peft-dora. The first is what others are compared with",
+        "package:torch-adamw, package:galore-torch, package:peft-lora, package:peft-dora. The first is what others are "
+        "compared with",
     )
     parser.add_argument("--model", default="llama-60m", help="a preset")
     parser.add_argument("--vocabulary", type=int, default=4096, help="embedding rows")
@@ -112,6 +109,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--stage", type=int, default=0, choices=[0, 1, 2, 3], help="ZeRO stage")
     parser.add_argument("--ranks", type=int, default=1, help="processes, each with its share of the cores")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.steps",
+        description=__doc__,
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_variants(parser)
     parser.add_argument("--rounds", type=int, default=11, help="steps that are timed, of each variant")
     parser.add_argument("--switches", type=int, default=1, help="switches that are timed, of each variant")
     parser.add_argument("--period", type=int, default=200, help="τ, for the share of time that switches take")
