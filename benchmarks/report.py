@@ -14,7 +14,12 @@ PAGE = ROOT / "docs" / "performance.md"
 PICTURE = ROOT / "docs" / "figures" / "performance"
 
 # Measurements whose rows are steps beside each other.
-_DRAWN = {"one-rank": "one rank", "factors": "one rank, factors", "two-ranks-fp32": "two ranks, fp32"}
+_DRAWN = {
+    "one-rank": "one rank",
+    "factors": "one rank, factors",
+    "two-ranks-fp32": "two ranks, fp32",
+    "two-ranks-bf16": "two ranks, bf16",
+}
 
 
 def result_of(measurement: Measurement) -> dict[str, Any] | None:
