@@ -64,7 +64,7 @@ class Rules(torch.optim.Optimizer):
 def _adamw(group: dict[str, Any], parameters: list[Tensor], states: list[dict[str, Tensor]]) -> None:
     gradients = [p.grad for p in parameters if p.grad is not None]
     # The fused kernel walks through memory, and does not look whether all have the same order in it.
-    assert all(p.stride() == g.stride() for p, g in zip(parameters, gradients, strict=True))
+    assert all(_order(p) == _order(g) for p, g in zip(parameters, gradients, strict=True))
     adamw(
         parameters,
         gradients,
@@ -83,6 +83,11 @@ def _adamw(group: dict[str, Any], parameters: list[Tensor], states: list[dict[st
         fused=True,
         foreach=False,
     )
+
+
+def _order(tensor: Tensor) -> list[int]:
+    """In which its elements lie in memory. The stride of a dimension of size 1 may be anything."""
+    return [stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1]
 
 
 def _msgd(group: dict[str, Any], parameters: list[Tensor], states: list[dict[str, Tensor]]) -> None:
